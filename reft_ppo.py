@@ -1,0 +1,388 @@
+"""ReFT: SFT warm-up, then PPO with a rule as the reward. Algorithm 1 of the paper, top to bottom.
+
+    python reft_ppo.py                              # the embedded task, minutes on a laptop's CPU
+    python reft_ppo.py --cot program                # the same with Python programs as solutions
+    python reft_ppo.py --model Qwen/Qwen2.5-0.5B --task gsm8k --lr 3e-6 --vf-coef 5 --max-new-tokens 400
+
+Papers: ReFT (arXiv 2401.08967v3), PPO (1707.06347), GAE (1506.02438). What PPO papers call a query is a
+prompt here.
+Differs from the paper:
+- the best evaluation on dev chooses the model; test is measured once, after that
+- the value head starts at zero, so the first advantages are the rewards alone
+- the batch is one rollout of many questions (paper: 32), and the learning rate decays to 0 (paper: constant)
+- value weight, learning rate and batch default to what suits the tiny embedded model
+"""
+
+import copy
+import random
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+import runs
+from eval import draw_curves, evaluate, generate_ids, interval, load_model
+from sft import warm_up
+from verifier import careful_share, choices_of, format_prompt, is_correct, load_problems, reward
+
+
+# --- The formulas, in the order in which the algorithm uses them (ReFT section 3.2) ---
+
+
+def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """The score on the last token of each response, and on every token the price of leaving the warm-up.
+
+    r_t = score [t is last] - beta (log pi_old(a_t|s_t) - log pi_ref(a_t|s_t))
+
+    The bracket's mean under pi_old is KL(pi_old || pi_ref), never below 0; of one sample it can be.
+
+    Args: scores (batch,); logprobs, ref_logprobs and mask (batch, seq-1); kl_coef, beta in the paper.
+    Returns: (batch, seq-1), 0 outside the mask.
+    """
+    rewards = -kl_coef * (logprobs - ref_logprobs) * mask
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    last = (columns * mask).argmax(-1, keepdim=True)  # EOS, or the last token of a response cut off
+    return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
+
+
+def compute_gae(rewards, values, mask, gamma, lam):
+    """Generalized advantage estimation: A_t = sum_l (gamma lam)^l delta_{t+l}.
+
+    delta_t = r_t + gamma V(s_{t+1}) - V(s_t), with V = 0 past the end: a response that was cut off ends
+    there too, since its score has been given. The return is A_t + V(s_t).
+
+    Args: rewards, values and mask (batch, seq-1); values[:, t] is V of the state that token t+1 leaves.
+    Returns: advantages and returns, both (batch, seq-1) and 0 outside the mask.
+    """
+    values = values * mask
+    advantages, following = torch.zeros_like(values), torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        next_value = values[:, t + 1] if t + 1 < values.shape[1] else torch.zeros_like(following)
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = (delta + gamma * lam * following) * mask[:, t]
+        advantages[:, t] = following
+    return advantages, advantages + values
+
+
+def whiten(x, mask):
+    """x (batch, seq-1) shifted and scaled to mean 0 and (biased) variance 1 over the mask; 0 outside."""
+    mean = x[mask].mean()
+    return (x - mean) * mask / (x[mask].var(unbiased=False) + 1e-8).sqrt()
+
+
+def mean_of_means(x, mask):
+    """Mean over the tokens of each response, then over the batch: long responses weigh no more."""
+    return ((x * mask).sum(-1) / mask.sum(-1)).mean()
+
+
+def policy_loss(logprobs, old_logprobs, advantages, mask, clip_eps):
+    """-min(rho A, clip(rho, 1 - eps, 1 + eps) A) with rho = pi / pi_old, a mean per response, then over the batch.
+
+    The minimum takes the gradient away where the policy has already moved further than eps in the
+    direction the advantage asks for. All tensors (batch, seq-1).
+    """
+    ratio = ((logprobs - old_logprobs) * mask).exp()
+    clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps)
+    return mean_of_means(-torch.min(ratio * advantages, clipped * advantages), mask)
+
+
+def value_loss(values, old_values, returns, mask, clip_eps):
+    """1/2 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2), the same means. All (batch, seq-1)."""
+    clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
+    return mean_of_means(0.5 * torch.max((values - returns) ** 2, (clipped - returns) ** 2), mask)
+
+
+# --- The model ---
+
+
+class PolicyWithValue(nn.Module):
+    """A causal LM and a value of each state: one linear map of the LM's own last hidden state."""
+
+    def __init__(self, lm):
+        super().__init__()
+        self.lm = lm
+        self.value_head = nn.Linear(lm.get_output_embeddings().in_features, 1).to(lm.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, ids, attention_mask, n_response):
+        """logits (batch, n_response, vocab) and values (batch, n_response) of the states that the last
+        n_response tokens of ids (batch, seq) were chosen in."""
+        # Positions count tokens, not columns: padding on the left changes nothing.
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        out = self.lm(input_ids=ids, attention_mask=attention_mask, position_ids=positions, use_cache=False,
+                      output_hidden_states=True, logits_to_keep=n_response + 1)
+        hidden = out.hidden_states[-1][:, -n_response - 1:-1]
+        return out.logits[:, :-1], self.value_head(hidden.float())[..., 0]
+
+
+def token_logprobs(logits, ids):
+    """log pi of the last tokens of ids (batch, seq) under logits (batch, n_response, vocab), in float32.
+
+    Returns: (batch, seq-1), 0 on the prompt's columns, for which there are no logits.
+    """
+    targets = ids[:, -logits.shape[1]:]
+    logprobs = -F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return on_sequence(logprobs.view_as(targets), ids)
+
+
+def on_sequence(x, ids):
+    """x (batch, n_response) as the last columns of a (batch, seq-1) tensor, 0 before."""
+    return F.pad(x, (ids.shape[1] - 1 - x.shape[1], 0))
+
+
+# --- The rollout ---
+
+
+@dataclass
+class Rollout:
+    """Prompts, one sampled response each, and what PPO needs to know of them."""
+    ids: torch.Tensor  # (batch, seq): prompts padded on the left, responses on the right
+    attention_mask: torch.Tensor  # (batch, seq): 1 on tokens, 0 on padding
+    mask: torch.Tensor  # (batch, seq-1), bool: True where token t+1 is of the response, its EOS included
+    logprobs: torch.Tensor = None  # this and all below (batch, seq-1), under the policy that sampled
+    ref_logprobs: torch.Tensor = None
+    values: torch.Tensor = None
+    entropy: torch.Tensor = None
+    advantages: torch.Tensor = None
+    returns: torch.Tensor = None
+
+    def columns(self, index):
+        """The slice of columns of a (batch, seq-1) tensor outside which these responses are all padding."""
+        used = self.attention_mask[index].any(0).nonzero()
+        return slice(int(used[0]), int(used[-1]))
+
+    def rows(self, index):
+        """These responses alone, without the columns that are padding in all of them."""
+        columns = self.columns(index)
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        ends = {"ids": columns.stop + 1, "attention_mask": columns.stop + 1}
+        return Rollout(**{name: x if x is None else x[index, columns.start:ends.get(name, columns.stop)]
+                          for name, x in parts.items()})
+
+    @property
+    def n_response(self):
+        """How many last columns of `ids` hold all the responses."""
+        return self.mask.shape[1] - int(self.mask.any(0).nonzero()[0])
+
+
+def pad(prompts, responses, device):
+    """Lists of token ids as a Rollout. The masks come from lengths: pad may equal EOS, or any token."""
+    n_prompt, n_response = max(map(len, prompts)), max(map(len, responses))
+    ids = torch.zeros(len(prompts), n_prompt + n_response, dtype=torch.long)
+    attention_mask, mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for row, (p, r) in enumerate(zip(prompts, responses)):
+        ids[row, n_prompt - len(p):n_prompt + len(r)] = torch.tensor(p + r)
+        attention_mask[row, n_prompt - len(p):n_prompt + len(r)] = 1
+        mask[row, n_prompt:n_prompt + len(r)] = True
+    return Rollout(ids.to(device), attention_mask.to(device), mask[:, 1:].to(device))
+
+
+def micro_batches(rollout, index, size):
+    """Split `index` into lots of at most `size` responses of similar length, so that little is padding."""
+    lengths = rollout.attention_mask[index].sum(-1)
+    return index[lengths.argsort(descending=True)].split(size)
+
+
+@torch.no_grad()
+def score_tokens(policy, reference, rollout, size):
+    """Fill in logprobs, ref_logprobs, values and entropy (nats), all before any update of this step."""
+    for name in ["logprobs", "ref_logprobs", "values", "entropy"]:
+        setattr(rollout, name, torch.zeros(rollout.mask.shape, device=rollout.ids.device))
+    for index in micro_batches(rollout, torch.arange(len(rollout.ids), device=rollout.ids.device), size):
+        part, columns = rollout.rows(index), rollout.columns(index)
+        logits, values = policy(part.ids, part.attention_mask, part.n_response)
+        ref_logits, _ = reference(part.ids, part.attention_mask, part.n_response)
+        log_p = logits.float().log_softmax(-1)
+        rollout.logprobs[index, columns] = token_logprobs(logits, part.ids) * part.mask
+        rollout.ref_logprobs[index, columns] = token_logprobs(ref_logits, part.ids) * part.mask
+        rollout.values[index, columns] = on_sequence(values, part.ids) * part.mask
+        rollout.entropy[index, columns] = on_sequence(-(log_p.exp() * log_p).sum(-1), part.ids) * part.mask
+
+
+# --- The algorithm ---
+
+
+def parse_args(argv=None):
+    parser = runs.make_parser(__doc__, out="out/reft")
+    flags = parser.add_argument_group("warm-up")
+    flags.add_argument("--warmup", default=None,
+                       help="a model folder to start from; without it, `warmup` beside --out is made by "
+                       "sft.py, or reused if it was made with the same settings")
+    flags.add_argument("--warmup-epochs", type=runs.number(int, 1), default=5,
+                       help="[2; 10 for a 125M model]")
+    flags = parser.add_argument_group("ReFT (the paper's values in brackets)")
+    flags.add_argument("--steps", type=runs.number(int, 1), default=100,
+                       help="rollouts, each followed by its updates [300 passes over the questions]")
+    flags.add_argument("--batch-size", type=runs.number(int, 1), default=256,
+                       help="questions a step, one response each [32; 256 for a 125M model]")
+    flags.add_argument("--minibatch-size", type=runs.number(int, 1), default=128,
+                       help="responses an optimizer step")
+    flags.add_argument("--micro-batch-size", type=runs.number(int, 1), default=64,
+                       help="responses at once in memory; the gradient stays that of the minibatch")
+    flags.add_argument("--ppo-epochs", type=runs.number(int, 1), default=2,
+                       help="updates with each rollout, U in the paper [2]")
+    flags.add_argument("--lr", type=runs.number(float, above=0), default=1e-3,
+                       help="peak learning rate [3e-7; 3e-6 for a 125M model]")
+    flags.add_argument("--kl-coef", type=runs.number(float, 0), default=0.05,
+                       help="beta, the price of a nat of KL to the warm-up [0.05 nl, 0.01 program]")
+    flags.add_argument("--partial-reward", type=runs.number(float, 0), default=0.1,
+                       help="the score of an answer that is a number, but wrong [0.1]")
+    flags.add_argument("--gamma", type=runs.number(float, 0, 1), default=1.0, help="discount [1]")
+    flags.add_argument("--lam", type=runs.number(float, 0, 1), default=0.95, help="lambda of GAE [0.95]")
+    flags.add_argument("--clip-eps", type=runs.number(float, above=0), default=0.2,
+                       help="epsilon, for the policy's ratio and for the value [0.2]")
+    flags.add_argument("--vf-coef", type=runs.number(float, 0), default=1.0,
+                       help="alpha, the weight of the value loss [5]")
+    flags.add_argument("--max-grad-norm", type=runs.number(float, above=0), default=1.0, help="[1]")
+    flags.add_argument("--max-new-tokens", type=runs.number(int, 1), default=100,
+                       help="the longest response [700]")
+    flags.add_argument("--eval-every", type=runs.number(int, 1), default=20,
+                       help="steps between evaluations on dev; two responses are shown then")
+    return parser.parse_args(argv)
+
+
+def endless(examples):
+    """The examples over and over, each pass in an order of its own."""
+    while True:
+        yield from random.sample(examples, len(examples))
+
+
+def diagnose(metrics, kl_limit=2.0):
+    """What went wrong in a run, as sentences with advice; none where nothing did."""
+    tail = max(1, len(metrics) // 10)
+    rewards = [sum(m["reward"] for m in metrics[i:i + tail]) / tail
+               for i in range(len(metrics) - tail + 1)]
+    found = []
+    if rewards[-1] < 0.7 * max(rewards):
+        at = metrics[rewards.index(max(rewards)) + tail - 1]["step"]
+        found.append(f"The reward collapsed: {max(rewards):.2f} near step {at}, {rewards[-1]:.2f} at the end. "
+                     "Try a smaller --lr or a larger --kl-coef.")
+    worst = max(metrics, key=lambda m: m["kl"] / m["response_tokens"])
+    if worst["kl"] > kl_limit * worst["response_tokens"]:
+        found.append(f"The KL to the warm-up exploded: {worst['kl']:.0f} nats a response at step {worst['step']}. "
+                     "Try a larger --kl-coef or a smaller --lr.")
+    return found
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    start = time.time()
+
+    # Warm-up: SFT for a few epochs, so that sampling finds right answers at all (Algorithm 1, first loop)
+    if args.warmup is None:
+        shared = ["model", "task", "cot", "seed", "device", "max_new_tokens"] + ["limit"] * bool(args.limit)
+        args.warmup = warm_up(
+            [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in shared]
+            + [f"--epochs={args.warmup_epochs}", f"--out={Path(args.out).parent / 'warmup'}"])
+
+    runs.set_seed(args.seed)
+    train, dev, test = (load_problems(args.task, split, args.limit) for split in ["train", "dev", "test"])
+    choices = choices_of(args.task)
+    lm, tokenizer = load_model(args.warmup, args.device)  # in eval mode for good: dropout would make
+    device = lm.device                                    # the first ratio differ from 1
+    policy = PolicyWithValue(lm)
+    reference = PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)
+    runs.open_run(args.out, vars(args))
+
+    def measure(model, problems):
+        return evaluate(model, tokenizer, problems, args.cot, choices, args.max_new_tokens)
+
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(  # 5 steps up, then down to 0
+        optimizer, lambda step: min((step + 1) / 5, 1 - step / args.steps))
+    prompts = tokenizer([format_prompt(q, args.cot) for q in train["question"]])["input_ids"]
+    questions = endless(list(zip(prompts, train["answer"])))
+    generator = torch.Generator(device).manual_seed(args.seed)
+    best, best_weights, history = measure(lm, dev)["accuracy"], copy.deepcopy(lm.state_dict()), []
+
+    bar = tqdm(range(1, args.steps + 1), desc=f"PPO {args.out}", unit="step")
+    for step in bar:
+        began = time.time()
+
+        # On-policy sampling of one response to each question
+        batch = [next(questions) for _ in range(args.batch_size)]
+        batch_prompts = [prompt for prompt, _ in batch]
+        responses = generate_ids(lm, batch_prompts, tokenizer.eos_token_id, args.max_new_tokens,
+                                 temperature=1.0, generator=generator)
+        rollout = pad(batch_prompts, responses, device)
+
+        # The rule scores them
+        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+        scores = torch.tensor([reward(text, answer, args.cot, choices, args.partial_reward)
+                               for text, (_, answer) in zip(texts, batch)], device=device)
+        correct = [is_correct(text, answer, args.cot, choices) for text, (_, answer) in zip(texts, batch)]
+
+        # pi_old, pi_ref and V_old; per-token rewards; advantages and returns
+        score_tokens(policy, reference, rollout, args.micro_batch_size)
+        rewards = token_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, args.kl_coef)
+        advantages, rollout.returns = compute_gae(rewards, rollout.values, rollout.mask, args.gamma, args.lam)
+        rollout.advantages = whiten(advantages, rollout.mask)
+
+        # U epochs of updates with the clipped losses
+        losses, clipped, approx_kls, grad_norms = [], [], [], []
+        for _ in range(args.ppo_epochs):
+            for minibatch in torch.randperm(len(batch)).to(device).split(args.minibatch_size):
+                for index in micro_batches(rollout, minibatch, args.micro_batch_size):
+                    part = rollout.rows(index)
+                    logits, values = policy(part.ids, part.attention_mask, part.n_response)
+                    logprobs = token_logprobs(logits, part.ids)
+                    values = on_sequence(values, part.ids)
+                    loss = (policy_loss(logprobs, part.logprobs, part.advantages, part.mask, args.clip_eps)
+                            + args.vf_coef * value_loss(values, part.values, part.returns, part.mask,
+                                                        args.clip_eps))
+                    (loss * len(index) / len(minibatch)).backward()
+                    log_ratio = (logprobs.detach() - part.logprobs)[part.mask]
+                    losses.append(loss.detach() * len(index))
+                    clipped.append(((log_ratio.exp() - 1).abs() > args.clip_eps).float().mean() * len(index))
+                    approx_kls.append((log_ratio.exp() - 1 - log_ratio).mean() * len(index))
+                grad_norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm))
+                optimizer.step()
+                optimizer.zero_grad()
+        lr = schedule.get_last_lr()[0]
+        schedule.step()
+
+        seen = len(batch) * args.ppo_epochs
+        kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(-1)  # (batch,), nats
+        errors = (rollout.returns - rollout.values)[rollout.mask]
+        metrics = {
+            "step": step, "seconds": time.time() - began,
+            "tokens": int(rollout.attention_mask.sum()) * args.ppo_epochs,
+            "loss": float(sum(losses)) / seen, "lr": lr, "grad_norm": float(sum(grad_norms)) / len(grad_norms),
+            "reward": scores.mean().item(), "accuracy": sum(correct) / len(batch), "kl": kl.mean().item(),
+            "response_tokens": rollout.mask.sum().item() / len(batch),
+            "eos_rate": sum(tokenizer.eos_token_id in r for r in responses) / len(batch),
+            "entropy": rollout.entropy[rollout.mask].mean().item(),
+            "clip_fraction": float(sum(clipped)) / seen, "approx_kl": float(sum(approx_kls)) / seen,
+            "explained_variance": 1 - (errors.var() / rollout.returns[rollout.mask].var()).item()}
+        if args.task == "word_problems":
+            metrics["careful"] = careful_share(texts, args.cot)
+        if step % args.eval_every == 0 or step == args.steps:
+            metrics["dev_accuracy"] = measure(lm, dev)["accuracy"]
+            if metrics["dev_accuracy"] > best:
+                best, best_weights = metrics["dev_accuracy"], copy.deepcopy(lm.state_dict())
+            for i in range(2):
+                tqdm.write(f"\nstep {step}: score {scores[i]:.1f}, KL {kl[i]:.2f} nats, answer {batch[i][1]}\n"
+                           + tokenizer.decode(batch_prompts[i], skip_special_tokens=True) + texts[i])
+        history.append(metrics)
+        runs.log_step(args.out, metrics)
+        bar.set_postfix(reward=f"{metrics['reward']:.2f}", kl=f"{metrics['kl']:.1f}",
+                        tokens=f"{metrics['response_tokens']:.0f}", dev=f"{best:.1%}")
+
+    lm.load_state_dict(best_weights)
+    runs.save_model(args.out, lm, tokenizer)
+    before, after = measure(reference.lm, test), measure(lm, test)
+    seconds = time.time() - start
+    draw_curves([args.out], f"{args.out}/curves.png")
+    runs.write_json(args.out, "result.json", {
+        "test_accuracy": after.pop("accuracy"), "dev_accuracy": best,
+        "warmup_test_accuracy": before["accuracy"], "seed": args.seed, "steps": args.steps,
+        "seconds": seconds, "peak_memory_mb": runs.peak_memory_mb(device.type), **after})
+
+
+if __name__ == "__main__":
+    main()

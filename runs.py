@@ -1,0 +1,151 @@
+"""The folder a run writes: its flags, metrics, model and result; shared flags and clear errors.
+
+No algorithm is in here: skip it when reading a paper.
+
+    out/<name>/config.json     every flag, versions, git commit
+               metrics.jsonl   a line a step
+               model/          a Hugging Face folder
+               result.json     written last: a folder that has one is a finished run
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+HOME = Path(__file__).parent
+
+
+def stop(message: str) -> NoReturn:
+    """End the program with one sentence on stderr (what, where, how to mend it) and exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def number(kind, low=None, high=None, above=None):
+    """An argparse type: a number of `kind` within [low, high] and greater than `above`."""
+    def parse(text):
+        value = kind(text)
+        if not (low is None or value >= low) or not (above is None or value > above):
+            raise argparse.ArgumentTypeError(f"{text} is too small")
+        if not (high is None or value <= high):
+            raise argparse.ArgumentTypeError(f"{text} is too large, at most {high}")
+        return value
+    parse.__name__ = kind.__name__
+    return parse
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def make_parser(description: str, out: str) -> argparse.ArgumentParser:
+    """A parser with the flags that mean the same in every script."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=_Help,
+                                     allow_abbrev=False)
+    flags = parser.add_argument_group("the run")
+    flags.add_argument("--model", default=str(HOME / "data" / "base_model"),
+                       help="a Hugging Face folder or hub name, the model before any training here")
+    flags.add_argument("--task", default="word_problems",
+                       help="word_problems, gsm8k, svamp, mathqa, a .json or .jsonl file, or a folder")
+    flags.add_argument("--cot", default="nl", choices=["nl", "program"],
+                       help="solutions in words (N-CoT) or as Python programs (P-CoT)")
+    flags.add_argument("--limit", type=number(int, 1), default=None,
+                       help="use only the first so many problems of each split")
+    flags.add_argument("--seed", type=int, default=0, help="the same seed gives the same numbers")
+    flags.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
+                       help="auto takes cuda, else mps, else cpu")
+    flags.add_argument("--out", default=out, help="the folder this run writes")
+    return parser
+
+
+def pick_device(name: str) -> str:
+    """"auto" -> the best device there is; stops if the one asked for is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, found in there.items() if found)
+    if not there[name]:
+        stop(f"--device {name}: PyTorch finds none on this machine; use --device cpu or leave it out")
+    return name
+
+
+def set_seed(seed: int):
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def open_run(out: str, flags: dict):
+    """Make the folder, write config.json, and clear what an earlier run of that name left in it."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        for name in ["metrics.jsonl", "result.json"]:
+            (Path(out) / name).unlink(missing_ok=True)
+    except OSError as error:
+        stop(f"--out {out}: cannot write there ({error.strerror}); choose another folder")
+    import datasets
+    import transformers
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HOME, capture_output=True, text=True)
+    write_json(out, "config.json", {
+        "flags": flags, "git_commit": commit.stdout.strip() or None,
+        "python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "transformers": transformers.__version__, "datasets": datasets.__version__})
+
+
+def finished_with(out: str, flags: dict) -> bool:
+    """Whether `out` holds a finished run that was made with exactly these flags."""
+    if not (Path(out) / "result.json").exists():
+        return False
+    return json.loads((Path(out) / "config.json").read_text())["flags"] == flags
+
+
+def write_json(out: str, name: str, content: dict):
+    """Write beside, then rename into place: a reader never sees half a file."""
+    path = Path(out) / name
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(beside, path)
+
+
+def log_step(out: str, metrics: dict):
+    """Append a line to metrics.jsonl, numbers rounded to six significant digits."""
+    short = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}
+    with open(Path(out) / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(short) + "\n")
+
+
+def read_metrics(out: str) -> list[dict]:
+    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+
+
+def save_model(out: str, model, tokenizer):
+    model.save_pretrained(Path(out) / "model")
+    tokenizer.save_pretrained(Path(out) / "model")
+
+
+def peak_memory_mb(device: str) -> int:
+    """The most memory this process has held so far: of the GPU where it used one, else of the machine."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() // 2**20
+    try:
+        import resource
+    except ImportError:  # Windows has no such count
+        return -1
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, its columns aligned so that it also reads well in a terminal."""
+    cells = [header, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
+                               for i, (cell, w) in enumerate(zip(row, widths))) + " |" for row in cells]
+    rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
