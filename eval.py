@@ -1,30 +1,29 @@
 """Load a model, generate, measure; compare finished runs in a table and a figure.
 
-    python eval.py out/warmup out/sft out/reft        # table on the terminal, out/compare.png
-    python eval.py data/base_model --task gsm8k       # any model on any task
+    python eval.py out/warmup out/sft out/reft        # a table, and curves.png, in out/compare
+    python eval.py data/base_model --task word_problems --split dev
 
 Departs from the papers: nothing is sampled here, accuracy is that of the greedy response.
 """
 
-import json
 import math
-import time
 from pathlib import Path
 
 import torch
 import transformers
-from tqdm import tqdm
 
 import runs
-from verifier import careful_share, choices_of, extract_answer, format_prompt, is_correct, load_problems
+from verifier import (careful_share, choices_of, extract_answer, format_prompt, is_correct,
+                      load_problems)
 
 transformers.utils.logging.disable_progress_bar()  # saving 1 MB needs no bar of its own
 
 
 def load_model(path, device=None, dtype=None):
-    """A causal LM in eval mode and its tokenizer, from a run's folder, a Hugging Face folder or a hub name.
+    """A causal LM in eval mode and its tokenizer.
 
     Args:
+        path: a run's folder, a Hugging Face folder or a hub name.
         dtype: "float32" (the default), "bfloat16", ...
     Raises: SystemExit (code 2) where there is no such model, or one without an EOS token.
     """
@@ -49,16 +48,16 @@ def generate_ids(model, prompts, eos_id, max_new_tokens, temperature=0.0, genera
 
     Args:
         prompts: list of lists of token ids. Padded on the left; the padding is never attended to.
-        temperature: 0 is greedy; otherwise no top-k and no top-p, so samples follow the model exactly.
+        temperature: 0 is greedy; otherwise no top-k and no top-p: samples follow the model exactly.
         generator: a torch.Generator on the model's device.
-    Returns: a list of lists of token ids. A response that ended holds its EOS, one cut off holds none.
+    Returns: a list of lists of token ids. A response that ended holds its EOS, one cut off none.
     """
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    device, longest = model.device, max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    responses = torch.full((len(prompts), max_new_tokens), eos_id, device=model.device)
-    rows = torch.arange(len(prompts), device=model.device)  # the responses still being written
+    responses = torch.full((len(prompts), max_new_tokens), eos_id, device=device)
+    rows = torch.arange(len(prompts), device=device)  # the responses still being written
     alive = torch.ones_like(rows, dtype=torch.bool)
     cache = None
     for t in range(max_new_tokens):
@@ -69,7 +68,8 @@ def generate_ids(model, prompts, eos_id, max_new_tokens, temperature=0.0, genera
         if temperature == 0:
             token = logits.argmax(-1)
         else:
-            token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+            p = (logits / temperature).softmax(-1)
+            token = torch.multinomial(p, 1, generator=generator)[:, 0]
         responses[rows[alive], t] = token[alive]
         alive &= token != eos_id
         if not alive.any():
@@ -84,8 +84,9 @@ def generate_ids(model, prompts, eos_id, max_new_tokens, temperature=0.0, genera
     return [row[:row.index(eos_id) + 1] if eos_id in row else row for row in responses.tolist()]
 
 
-def generate_rows(model, tokenizer, prompts, max_new_tokens, temperature=0.0, seed=None, batch_size=256):
-    """`generate_ids` for texts, in batches of prompts of similar length. Returns ids, in the prompts' order."""
+def generate_rows(model, tokenizer, prompts, max_new_tokens, temperature=0.0, seed=None,
+                  batch_size=256):
+    """`generate_ids` of texts, batched by length. Returns a list of ids, in the prompts' order."""
     generator = None
     if temperature > 0:
         generator = torch.Generator(model.device)
@@ -102,15 +103,17 @@ def generate_rows(model, tokenizer, prompts, max_new_tokens, temperature=0.0, se
     return responses
 
 
-def generate(model, tokenizer, prompts, max_new_tokens, temperature=0.0, n=1, seed=None, batch_size=256):
+def generate(model, tokenizer, prompts, max_new_tokens, temperature=0.0, n=1, seed=None,
+             batch_size=256):
     """n responses to each prompt, as text without special tokens: list[list[str]]."""
-    rows = generate_rows(model, tokenizer, [p for p in prompts for _ in range(n)], max_new_tokens,
-                         temperature, seed, batch_size)
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    rows = generate_rows(model, tokenizer, repeated, max_new_tokens, temperature, seed, batch_size)
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     return [texts[i * n:(i + 1) * n] for i in range(len(prompts))]
 
 
-def evaluate(model, tokenizer, problems, cot="nl", choices=None, max_new_tokens=100, batch_size=256):
+def evaluate(model, tokenizer, problems, cot="nl", choices=None, max_new_tokens=100,
+             batch_size=256):
     """Greedy responses to `problems`, measured.
 
     Returns a dict: accuracy, eos_rate, answered and careful as fractions in [0, 1]; mean_tokens per
@@ -122,24 +125,29 @@ def evaluate(model, tokenizer, problems, cot="nl", choices=None, max_new_tokens=
                          max_new_tokens, batch_size=batch_size)
     model.train(training)
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    correct = [is_correct(t, a, cot, choices) for t, a in zip(texts, problems["answer"])]
     count = len(texts)
     return {
-        "accuracy": sum(is_correct(t, a, cot, choices) for t, a in zip(texts, problems["answer"])) / count,
+        "accuracy": sum(correct) / count,
         "mean_tokens": sum(map(len, rows)) / count,
         "eos_rate": sum(tokenizer.eos_token_id in row for row in rows) / count,
         "answered": sum(extract_answer(t, cot, choices) is not None for t in texts) / count,
         "careful": careful_share(texts, cot)}
 
 
-def interval(accuracy: float, count: int) -> float:
-    """Half the width of the 95% interval of a fraction (normal approximation)."""
-    return 1.96 * math.sqrt(accuracy * (1 - accuracy) / count)
+def percent(fraction, count):
+    """A fraction of `count` with its 95% interval (normal approximation): "49.6% ± 4.4"."""
+    return f"{fraction:.1%} ± {196 * math.sqrt(fraction * (1 - fraction) / count):.1f}"
+
+
+def is_run(folder):
+    return (Path(folder) / "result.json").exists()
 
 
 def draw_curves(folders, path):
-    """Accuracy, response length and share of careful solutions over steps; other runs as level lines.
+    """Accuracy, response length and share of careful solutions, saved as a picture at `path`.
 
-    The runs with a `reward` in their metrics (ReFT) are drawn step by step, each in a colour of its own.
+    Runs with a `reward` in their metrics (ReFT) are drawn over their steps, the others as levels.
     """
     import matplotlib
     matplotlib.use("Agg")
@@ -158,7 +166,7 @@ def draw_curves(folders, path):
         if "careful" in metrics[-1]:
             axes[2].plot(steps, [m["careful"] for m in metrics], color=f"C{n}")
     for n, (folder, metrics) in enumerate(levels):
-        result = json.loads((folder / "result.json").read_text())
+        result = runs.read_json(folder, "result.json")
         style = {"color": "0.3", "ls": ["--", ":", "-."][n % 3], "lw": 1}
         axes[0].axhline(result["dev_accuracy"], label=f"{folder.name} (dev)", **style)
         axes[1].axhline(result["mean_tokens"], **style)
@@ -172,9 +180,39 @@ def draw_curves(folders, path):
 
 
 def main(argv=None):
-    parser = runs.make_parser(__doc__, out="out")
-    parser.add_argument("runs", nargs="+", help="folders of finished runs, or models")
+    parser = runs.make_parser(__doc__, out="out/compare")
+    parser.set_defaults(task=None, cot=None, model=None)  # by default, what each run was trained on
+    parser.add_argument("runs", nargs="*", help="folders of finished runs, or models")
     parser.add_argument("--split", default="test", choices=["train", "dev", "test"])
     parser.add_argument("--max-new-tokens", type=runs.number(int, 1), default=100)
-    parser.add_argument("--batch-size", type=runs.number(int, 1), default=256)
     args = parser.parse_args(argv)
+    folders = args.runs + [args.model] * bool(args.model)
+    if not folders:
+        runs.stop("nothing to evaluate; name runs or models: python eval.py out/warmup out/reft")
+    rows, measured = [], {}
+    for folder in folders:
+        flags = runs.read_json(folder, "config.json").get("flags", {}) if is_run(folder) else {}
+        task = args.task or flags.get("task", "word_problems")
+        cot = args.cot or flags.get("cot", "nl")
+        problems = load_problems(task, args.split, args.limit)
+        model, tokenizer = load_model(folder, args.device)
+        m = evaluate(model, tokenizer, problems, cot, choices_of(problems), args.max_new_tokens)
+        seconds = runs.read_json(folder, "result.json")["seconds"] if is_run(folder) else None
+        measured[folder] = {"task": task, "cot": cot, "split": args.split, "seconds": seconds, **m}
+        rows.append([folder, percent(m["accuracy"], len(problems)), f"{m['mean_tokens']:.1f}",
+                     f"{m['eos_rate']:.1%}", f"{m['answered']:.1%}", f"{m['careful']:.1%}",
+                     "" if seconds is None else f"{seconds:.0f}"])
+    text = runs.table(["run", f"{args.split} accuracy", "tokens", "ended", "answered", "careful",
+                       "trained, s"], rows)
+    print(text)
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    runs.write_json(args.out, "compare.json", measured)
+    (Path(args.out) / "compare.md").write_text(text + "\n")
+    finished = [folder for folder in folders if is_run(folder)]
+    if any("reward" in runs.read_metrics(folder)[-1] for folder in finished):
+        draw_curves(finished, Path(args.out) / "curves.png")
+    print(f"saved in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,21 +2,20 @@
 
     python reft_ppo.py                              # the embedded task, minutes on a laptop's CPU
     python reft_ppo.py --cot program                # the same with Python programs as solutions
-    python reft_ppo.py --model Qwen/Qwen2.5-0.5B --task gsm8k --lr 3e-6 --vf-coef 5 --max-new-tokens 400
+    python reft_ppo.py --model Qwen/Qwen2.5-0.5B --task gsm8k --lr 3e-6 --max-new-tokens 400
 
-Papers: ReFT (arXiv 2401.08967v3), PPO (1707.06347), GAE (1506.02438). What PPO papers call a query is a
-prompt here.
+Papers: ReFT (arXiv 2401.08967v3), PPO (1707.06347), GAE (1506.02438).
 Differs from the paper:
 - the best evaluation on dev chooses the model; test is measured once, after that
-- the value head starts at zero, so the first advantages are the rewards alone
-- the batch is one rollout of many questions (paper: 32), and the learning rate decays to 0 (paper: constant)
-- value weight, learning rate and batch default to what suits the tiny embedded model
+- the value head starts at zero, so the first advantages are made of rewards alone
+- the learning rate rises over five steps and then falls to 0 (paper: constant)
+- learning rate, batch and value weight default to what suits the tiny embedded model
 """
 
 import copy
 import random
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 import runs
-from eval import draw_curves, evaluate, generate_ids, interval, load_model
+from eval import draw_curves, evaluate, generate_ids, load_model, percent
 from sft import warm_up
 from verifier import careful_share, choices_of, format_prompt, is_correct, load_problems, reward
 
@@ -34,13 +33,13 @@ from verifier import careful_share, choices_of, format_prompt, is_correct, load_
 
 
 def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """The score on the last token of each response, and on every token the price of leaving the warm-up.
+    """The score on each response's last token, and on every token the price of leaving the warm-up.
 
     r_t = score [t is last] - beta (log pi_old(a_t|s_t) - log pi_ref(a_t|s_t))
 
     The bracket's mean under pi_old is KL(pi_old || pi_ref), never below 0; of one sample it can be.
 
-    Args: scores (batch,); logprobs, ref_logprobs and mask (batch, seq-1); kl_coef, beta in the paper.
+    Args: scores (batch,); logprobs, ref_logprobs, mask (batch, seq-1); kl_coef, the paper's beta.
     Returns: (batch, seq-1), 0 outside the mask.
     """
     rewards = -kl_coef * (logprobs - ref_logprobs) * mask
@@ -52,10 +51,10 @@ def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef):
 def compute_gae(rewards, values, mask, gamma, lam):
     """Generalized advantage estimation: A_t = sum_l (gamma lam)^l delta_{t+l}.
 
-    delta_t = r_t + gamma V(s_{t+1}) - V(s_t), with V = 0 past the end: a response that was cut off ends
-    there too, since its score has been given. The return is A_t + V(s_t).
+    delta_t = r_t + gamma V(s_{t+1}) - V(s_t), with V = 0 past the end: a response that was cut off
+    ends there too, since its score has been given. The return is A_t + V(s_t).
 
-    Args: rewards, values and mask (batch, seq-1); values[:, t] is V of the state that token t+1 leaves.
+    Args: rewards, values, mask (batch, seq-1); values[:, t] is V of the state before token t+1.
     Returns: advantages and returns, both (batch, seq-1) and 0 outside the mask.
     """
     values = values * mask
@@ -69,7 +68,7 @@ def compute_gae(rewards, values, mask, gamma, lam):
 
 
 def whiten(x, mask):
-    """x (batch, seq-1) shifted and scaled to mean 0 and (biased) variance 1 over the mask; 0 outside."""
+    """x (batch, seq-1) shifted and scaled to mean 0, biased variance 1 over the mask; 0 outside."""
     mean = x[mask].mean()
     return (x - mean) * mask / (x[mask].var(unbiased=False) + 1e-8).sqrt()
 
@@ -80,10 +79,10 @@ def mean_of_means(x, mask):
 
 
 def policy_loss(logprobs, old_logprobs, advantages, mask, clip_eps):
-    """-min(rho A, clip(rho, 1 - eps, 1 + eps) A) with rho = pi / pi_old, a mean per response, then over the batch.
+    """-min(rho A, clip(rho, 1 - eps, 1 + eps) A) with rho = pi / pi_old; a scalar.
 
-    The minimum takes the gradient away where the policy has already moved further than eps in the
-    direction the advantage asks for. All tensors (batch, seq-1).
+    A mean per response, then over the batch. The minimum takes the gradient away where the policy
+    has already moved further than eps in the direction that A asks for. All tensors (batch, seq-1).
     """
     ratio = ((logprobs - old_logprobs) * mask).exp()
     clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps)
@@ -91,7 +90,7 @@ def policy_loss(logprobs, old_logprobs, advantages, mask, clip_eps):
 
 
 def value_loss(values, old_values, returns, mask, clip_eps):
-    """1/2 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2), the same means. All (batch, seq-1)."""
+    """1/2 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2), the same means; a scalar."""
     clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
     return mean_of_means(0.5 * torch.max((values - returns) ** 2, (clipped - returns) ** 2), mask)
 
@@ -110,20 +109,21 @@ class PolicyWithValue(nn.Module):
         nn.init.zeros_(self.value_head.bias)
 
     def forward(self, ids, attention_mask, n_response):
-        """logits (batch, n_response, vocab) and values (batch, n_response) of the states that the last
-        n_response tokens of ids (batch, seq) were chosen in."""
+        """For the states in which the last n_response tokens of ids (batch, seq) were chosen:
+        logits (batch, n_response, vocab) and values (batch, n_response)."""
         # Positions count tokens, not columns: padding on the left changes nothing.
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        out = self.lm(input_ids=ids, attention_mask=attention_mask, position_ids=positions, use_cache=False,
-                      output_hidden_states=True, logits_to_keep=n_response + 1)
+        out = self.lm(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
+                      use_cache=False, output_hidden_states=True, logits_to_keep=n_response + 1)
         hidden = out.hidden_states[-1][:, -n_response - 1:-1]
         return out.logits[:, :-1], self.value_head(hidden.float())[..., 0]
 
 
 def token_logprobs(logits, ids):
-    """log pi of the last tokens of ids (batch, seq) under logits (batch, n_response, vocab), in float32.
+    """log pi of the last tokens of ids (batch, seq), in float32.
 
-    Returns: (batch, seq-1), 0 on the prompt's columns, for which there are no logits.
+    Args: logits (batch, n_response, vocab).
+    Returns: (batch, seq-1), 0 on the prompts' columns, for which there are no logits.
     """
     targets = ids[:, -logits.shape[1]:]
     logprobs = -F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
@@ -143,8 +143,8 @@ class Rollout:
     """Prompts, one sampled response each, and what PPO needs to know of them."""
     ids: torch.Tensor  # (batch, seq): prompts padded on the left, responses on the right
     attention_mask: torch.Tensor  # (batch, seq): 1 on tokens, 0 on padding
-    mask: torch.Tensor  # (batch, seq-1), bool: True where token t+1 is of the response, its EOS included
-    logprobs: torch.Tensor = None  # this and all below (batch, seq-1), under the policy that sampled
+    mask: torch.Tensor  # (batch, seq-1), bool: token t+1 is of the response; its EOS is
+    logprobs: torch.Tensor = None  # this and all below (batch, seq-1), before any update
     ref_logprobs: torch.Tensor = None
     values: torch.Tensor = None
     entropy: torch.Tensor = None
@@ -152,17 +152,17 @@ class Rollout:
     returns: torch.Tensor = None
 
     def columns(self, index):
-        """The slice of columns of a (batch, seq-1) tensor outside which these responses are all padding."""
+        """The columns of a (batch, seq-1) tensor outside of which these rows are all padding."""
         used = self.attention_mask[index].any(0).nonzero()
         return slice(int(used[0]), int(used[-1]))
 
     def rows(self, index):
-        """These responses alone, without the columns that are padding in all of them."""
+        """These rows alone, without the columns that are padding in all of them."""
         columns = self.columns(index)
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         ends = {"ids": columns.stop + 1, "attention_mask": columns.stop + 1}
-        return Rollout(**{name: x if x is None else x[index, columns.start:ends.get(name, columns.stop)]
-                          for name, x in parts.items()})
+        return Rollout(**{name: x[index, columns.start:ends.get(name, columns.stop)]
+                          for name, x in parts.items() if x is not None})
 
     @property
     def n_response(self):
@@ -171,7 +171,7 @@ class Rollout:
 
 
 def pad(prompts, responses, device):
-    """Lists of token ids as a Rollout. The masks come from lengths: pad may equal EOS, or any token."""
+    """Lists of token ids as a Rollout. Its masks come from lengths: padding may equal EOS."""
     n_prompt, n_response = max(map(len, prompts)), max(map(len, responses))
     ids = torch.zeros(len(prompts), n_prompt + n_response, dtype=torch.long)
     attention_mask, mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
@@ -183,25 +183,27 @@ def pad(prompts, responses, device):
 
 
 def micro_batches(rollout, index, size):
-    """Split `index` into lots of at most `size` responses of similar length, so that little is padding."""
+    """`index` in lots of at most `size` rows of similar length, so that little is padding."""
     lengths = rollout.attention_mask[index].sum(-1)
     return index[lengths.argsort(descending=True)].split(size)
 
 
 @torch.no_grad()
 def score_tokens(policy, reference, rollout, size):
-    """Fill in logprobs, ref_logprobs, values and entropy (nats), all before any update of this step."""
+    """Fill in the rollout's logprobs, ref_logprobs, values and entropy (nats per token)."""
     for name in ["logprobs", "ref_logprobs", "values", "entropy"]:
         setattr(rollout, name, torch.zeros(rollout.mask.shape, device=rollout.ids.device))
-    for index in micro_batches(rollout, torch.arange(len(rollout.ids), device=rollout.ids.device), size):
+    everything = torch.arange(len(rollout.ids), device=rollout.ids.device)
+    for index in micro_batches(rollout, everything, size):
         part, columns = rollout.rows(index), rollout.columns(index)
         logits, values = policy(part.ids, part.attention_mask, part.n_response)
         ref_logits, _ = reference(part.ids, part.attention_mask, part.n_response)
         log_p = logits.float().log_softmax(-1)
+        entropy = on_sequence(-(log_p.exp() * log_p).sum(-1), part.ids)
         rollout.logprobs[index, columns] = token_logprobs(logits, part.ids) * part.mask
         rollout.ref_logprobs[index, columns] = token_logprobs(ref_logits, part.ids) * part.mask
         rollout.values[index, columns] = on_sequence(values, part.ids) * part.mask
-        rollout.entropy[index, columns] = on_sequence(-(log_p.exp() * log_p).sum(-1), part.ids) * part.mask
+        rollout.entropy[index, columns] = entropy * part.mask
 
 
 # --- The algorithm ---
@@ -211,13 +213,13 @@ def parse_args(argv=None):
     parser = runs.make_parser(__doc__, out="out/reft")
     flags = parser.add_argument_group("warm-up")
     flags.add_argument("--warmup", default=None,
-                       help="a model folder to start from; without it, `warmup` beside --out is made by "
-                       "sft.py, or reused if it was made with the same settings")
+                       help="a model to start from; without it, sft.py makes one in the folder "
+                       "`warmup` beside --out, or it is reused if made with the same settings")
     flags.add_argument("--warmup-epochs", type=runs.number(int, 1), default=5,
                        help="[2; 10 for a 125M model]")
     flags = parser.add_argument_group("ReFT (the paper's values in brackets)")
     flags.add_argument("--steps", type=runs.number(int, 1), default=100,
-                       help="rollouts, each followed by its updates [300 passes over the questions]")
+                       help="rollouts, each followed by its updates [300 epochs of the questions]")
     flags.add_argument("--batch-size", type=runs.number(int, 1), default=256,
                        help="questions a step, one response each [32; 256 for a 125M model]")
     flags.add_argument("--minibatch-size", type=runs.number(int, 1), default=128,
@@ -233,7 +235,8 @@ def parse_args(argv=None):
     flags.add_argument("--partial-reward", type=runs.number(float, 0), default=0.1,
                        help="the score of an answer that is a number, but wrong [0.1]")
     flags.add_argument("--gamma", type=runs.number(float, 0, 1), default=1.0, help="discount [1]")
-    flags.add_argument("--lam", type=runs.number(float, 0, 1), default=0.95, help="lambda of GAE [0.95]")
+    flags.add_argument("--lam", type=runs.number(float, 0, 1), default=0.95,
+                       help="lambda of GAE [0.95]")
     flags.add_argument("--clip-eps", type=runs.number(float, above=0), default=0.2,
                        help="epsilon, for the policy's ratio and for the value [0.2]")
     flags.add_argument("--vf-coef", type=runs.number(float, 0), default=1.0,
@@ -260,12 +263,12 @@ def diagnose(metrics, kl_limit=2.0):
     found = []
     if rewards[-1] < 0.7 * max(rewards):
         at = metrics[rewards.index(max(rewards)) + tail - 1]["step"]
-        found.append(f"The reward collapsed: {max(rewards):.2f} near step {at}, {rewards[-1]:.2f} at the end. "
-                     "Try a smaller --lr or a larger --kl-coef.")
+        found.append(f"The reward collapsed: {max(rewards):.2f} near step {at}, {rewards[-1]:.2f} "
+                     "at the end. Try a smaller --lr or a larger --kl-coef.")
     worst = max(metrics, key=lambda m: m["kl"] / m["response_tokens"])
     if worst["kl"] > kl_limit * worst["response_tokens"]:
-        found.append(f"The KL to the warm-up exploded: {worst['kl']:.0f} nats a response at step {worst['step']}. "
-                     "Try a larger --kl-coef or a smaller --lr.")
+        found.append(f"The KL to the warm-up exploded: {worst['kl']:.0f} nats a response at step "
+                     f"{worst['step']}. Try a larger --kl-coef or a smaller --lr.")
     return found
 
 
@@ -273,18 +276,21 @@ def main(argv=None):
     args = parse_args(argv)
     start = time.time()
 
-    # Warm-up: SFT for a few epochs, so that sampling finds right answers at all (Algorithm 1, first loop)
+    # Warm-up: SFT for a few epochs, so that sampling finds right answers at all
     if args.warmup is None:
-        shared = ["model", "task", "cot", "seed", "device", "max_new_tokens"] + ["limit"] * bool(args.limit)
-        args.warmup = warm_up(
-            [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in shared]
-            + [f"--epochs={args.warmup_epochs}", f"--out={Path(args.out).parent / 'warmup'}"])
+        args.warmup = warm_up([
+            f"--epochs={args.warmup_epochs}", f"--out={Path(args.out).parent / 'warmup'}",
+            f"--model={args.model}", f"--task={args.task}", f"--cot={args.cot}",
+            f"--seed={args.seed}", f"--device={args.device}",
+            f"--max-new-tokens={args.max_new_tokens}",
+            *([f"--limit={args.limit}"] if args.limit else [])])
 
     runs.set_seed(args.seed)
-    train, dev, test = (load_problems(args.task, split, args.limit) for split in ["train", "dev", "test"])
-    choices = choices_of(args.task)
-    lm, tokenizer = load_model(args.warmup, args.device)  # in eval mode for good: dropout would make
-    device = lm.device                                    # the first ratio differ from 1
+    train, dev, test = (load_problems(args.task, s, args.limit) for s in ["train", "dev", "test"])
+    choices = choices_of(train)
+    # In eval mode, and it stays there: with dropout the first ratio would not be 1.
+    lm, tokenizer = load_model(args.warmup, args.device)
+    device = lm.device
     policy = PolicyWithValue(lm)
     reference = PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)
     runs.open_run(args.out, vars(args))
@@ -295,69 +301,72 @@ def main(argv=None):
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(  # 5 steps up, then down to 0
         optimizer, lambda step: min((step + 1) / 5, 1 - step / args.steps))
-    prompts = tokenizer([format_prompt(q, args.cot) for q in train["question"]])["input_ids"]
-    questions = endless(list(zip(prompts, train["answer"])))
+    train_prompts = tokenizer([format_prompt(q, args.cot) for q in train["question"]])["input_ids"]
+    questions = endless(list(zip(train_prompts, train["answer"])))
     generator = torch.Generator(device).manual_seed(args.seed)
-    best, best_weights, history = measure(lm, dev)["accuracy"], copy.deepcopy(lm.state_dict()), []
+    best, best_weights = measure(lm, dev)["accuracy"], copy.deepcopy(lm.state_dict())
+    history = []
 
     bar = tqdm(range(1, args.steps + 1), desc=f"PPO {args.out}", unit="step")
     for step in bar:
         began = time.time()
 
-        # On-policy sampling of one response to each question
-        batch = [next(questions) for _ in range(args.batch_size)]
-        batch_prompts = [prompt for prompt, _ in batch]
-        responses = generate_ids(lm, batch_prompts, tokenizer.eos_token_id, args.max_new_tokens,
+        # On-policy sampling: one response to each question
+        prompts, answers = zip(*(next(questions) for _ in range(args.batch_size)))
+        responses = generate_ids(lm, prompts, tokenizer.eos_token_id, args.max_new_tokens,
                                  temperature=1.0, generator=generator)
-        rollout = pad(batch_prompts, responses, device)
+        rollout = pad(prompts, responses, device)
 
         # The rule scores them
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-        scores = torch.tensor([reward(text, answer, args.cot, choices, args.partial_reward)
-                               for text, (_, answer) in zip(texts, batch)], device=device)
-        correct = [is_correct(text, answer, args.cot, choices) for text, (_, answer) in zip(texts, batch)]
+        correct = [is_correct(t, a, args.cot, choices) for t, a in zip(texts, answers)]
+        scores = torch.tensor([reward(t, a, args.cot, choices, args.partial_reward)
+                               for t, a in zip(texts, answers)], device=device)
 
-        # pi_old, pi_ref and V_old; per-token rewards; advantages and returns
+        # pi_old, pi_ref and V_old; rewards per token; advantages and returns
         score_tokens(policy, reference, rollout, args.micro_batch_size)
-        rewards = token_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, args.kl_coef)
-        advantages, rollout.returns = compute_gae(rewards, rollout.values, rollout.mask, args.gamma, args.lam)
+        rewards = token_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask,
+                                args.kl_coef)
+        advantages, rollout.returns = compute_gae(rewards, rollout.values, rollout.mask,
+                                                  args.gamma, args.lam)
         rollout.advantages = whiten(advantages, rollout.mask)
 
         # U epochs of updates with the clipped losses
-        losses, clipped, approx_kls, grad_norms = [], [], [], []
+        updates, grad_norms = [], []
         for _ in range(args.ppo_epochs):
-            for minibatch in torch.randperm(len(batch)).to(device).split(args.minibatch_size):
+            for minibatch in torch.randperm(len(prompts)).to(device).split(args.minibatch_size):
                 for index in micro_batches(rollout, minibatch, args.micro_batch_size):
                     part = rollout.rows(index)
                     logits, values = policy(part.ids, part.attention_mask, part.n_response)
                     logprobs = token_logprobs(logits, part.ids)
                     values = on_sequence(values, part.ids)
-                    loss = (policy_loss(logprobs, part.logprobs, part.advantages, part.mask, args.clip_eps)
-                            + args.vf_coef * value_loss(values, part.values, part.returns, part.mask,
-                                                        args.clip_eps))
+                    loss_pi = policy_loss(logprobs, part.logprobs, part.advantages, part.mask,
+                                          args.clip_eps)
+                    loss_v = value_loss(values, part.values, part.returns, part.mask, args.clip_eps)
+                    loss = loss_pi + args.vf_coef * loss_v
                     (loss * len(index) / len(minibatch)).backward()
-                    log_ratio = (logprobs.detach() - part.logprobs)[part.mask]
-                    losses.append(loss.detach() * len(index))
-                    clipped.append(((log_ratio.exp() - 1).abs() > args.clip_eps).float().mean() * len(index))
-                    approx_kls.append((log_ratio.exp() - 1 - log_ratio).mean() * len(index))
-                grad_norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm))
+                    updates.append((len(index), loss.detach(), logprobs.detach()[part.mask]
+                                    - part.logprobs[part.mask]))
+                grad_norms.append(nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm))
                 optimizer.step()
                 optimizer.zero_grad()
         lr = schedule.get_last_lr()[0]
         schedule.step()
 
-        seen = len(batch) * args.ppo_epochs
         kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(-1)  # (batch,), nats
         errors = (rollout.returns - rollout.values)[rollout.mask]
+        log_ratio = torch.cat([log_ratio for _, _, log_ratio in updates])
         metrics = {
             "step": step, "seconds": time.time() - began,
             "tokens": int(rollout.attention_mask.sum()) * args.ppo_epochs,
-            "loss": float(sum(losses)) / seen, "lr": lr, "grad_norm": float(sum(grad_norms)) / len(grad_norms),
-            "reward": scores.mean().item(), "accuracy": sum(correct) / len(batch), "kl": kl.mean().item(),
-            "response_tokens": rollout.mask.sum().item() / len(batch),
-            "eos_rate": sum(tokenizer.eos_token_id in r for r in responses) / len(batch),
+            "loss": float(sum(n * loss for n, loss, _ in updates)) / sum(n for n, _, _ in updates),
+            "lr": lr, "grad_norm": torch.stack(grad_norms).mean().item(),
+            "reward": scores.mean().item(), "accuracy": sum(correct) / len(correct),
+            "kl": kl.mean().item(), "response_tokens": sum(map(len, responses)) / len(responses),
+            "eos_rate": sum(tokenizer.eos_token_id in r for r in responses) / len(responses),
             "entropy": rollout.entropy[rollout.mask].mean().item(),
-            "clip_fraction": float(sum(clipped)) / seen, "approx_kl": float(sum(approx_kls)) / seen,
+            "clip_fraction": ((log_ratio.exp() - 1).abs() > args.clip_eps).float().mean().item(),
+            "approx_kl": (log_ratio.exp() - 1 - log_ratio).mean().item(),
             "explained_variance": 1 - (errors.var() / rollout.returns[rollout.mask].var()).item()}
         if args.task == "word_problems":
             metrics["careful"] = careful_share(texts, args.cot)
@@ -366,8 +375,9 @@ def main(argv=None):
             if metrics["dev_accuracy"] > best:
                 best, best_weights = metrics["dev_accuracy"], copy.deepcopy(lm.state_dict())
             for i in range(2):
-                tqdm.write(f"\nstep {step}: score {scores[i]:.1f}, KL {kl[i]:.2f} nats, answer {batch[i][1]}\n"
-                           + tokenizer.decode(batch_prompts[i], skip_special_tokens=True) + texts[i])
+                prompt = tokenizer.decode(prompts[i], skip_special_tokens=True)
+                tqdm.write(f"\nstep {step}: score {scores[i]:.1f}, KL {kl[i]:.2f} nats, answer "
+                           f"{answers[i]}\n{prompt}{texts[i]}")
         history.append(metrics)
         runs.log_step(args.out, metrics)
         bar.set_postfix(reward=f"{metrics['reward']:.2f}", kl=f"{metrics['kl']:.1f}",
@@ -376,12 +386,32 @@ def main(argv=None):
     lm.load_state_dict(best_weights)
     runs.save_model(args.out, lm, tokenizer)
     before, after = measure(reference.lm, test), measure(lm, test)
-    seconds = time.time() - start
     draw_curves([args.out], f"{args.out}/curves.png")
-    runs.write_json(args.out, "result.json", {
-        "test_accuracy": after.pop("accuracy"), "dev_accuracy": best,
-        "warmup_test_accuracy": before["accuracy"], "seed": args.seed, "steps": args.steps,
-        "seconds": seconds, "peak_memory_mb": runs.peak_memory_mb(device.type), **after})
+    result = {"test_accuracy": after["accuracy"], "dev_accuracy": best,
+              "warmup_test_accuracy": before["accuracy"], "seed": args.seed, "steps": args.steps,
+              "seconds": time.time() - start, "peak_memory_mb": runs.peak_memory_mb(device.type),
+              **{name: x for name, x in after.items() if name != "accuracy"}}
+    runs.write_json(args.out, "result.json", result)
+    summarize(args, result, before, history, len(test))
+
+
+def summarize(args, result, before, history, n_test):
+    """What happened, where it lies, what to try next."""
+    rows = [[name, percent(accuracy, n_test), f"{m['mean_tokens']:.1f}", f"{m['eos_rate']:.1%}",
+             f"{m['careful']:.1%}"]
+            for name, accuracy, m in [("warm-up", before["accuracy"], before),
+                                      ("ReFT", result["test_accuracy"], result)]]
+    print("\n" + runs.table(["", "test accuracy", "tokens", "ended", "careful"], rows))
+    gain = 100 * (result["test_accuracy"] - before["accuracy"])
+    print(f"\nReFT: {gain:+.1f} points over its warm-up on {n_test} test problems, in "
+          f"{result['seconds'] / 60:.1f} minutes and {result['peak_memory_mb']:,} MB.")
+    for sentence in diagnose(history):
+        print(f"warning: {sentence}")
+    parent = Path(args.out).parent
+    print(f"saved: model, metrics.jsonl, result.json and curves.png in {args.out}\n"
+          f"next:  python sft.py --cot {args.cot} --seed {args.seed} --out {parent}/sft   "
+          "# the baseline\n"
+          f"       python eval.py {args.warmup} {parent}/sft {args.out}")
 
 
 if __name__ == "__main__":

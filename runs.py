@@ -54,7 +54,7 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
     flags.add_argument("--model", default=str(HOME / "data" / "base_model"),
                        help="a Hugging Face folder or hub name, the model before any training here")
     flags.add_argument("--task", default="word_problems",
-                       help="word_problems, gsm8k, svamp, mathqa, a .json or .jsonl file, or a folder")
+                       help="word_problems, gsm8k, svamp, mathqa, a .json(l) file, or a folder")
     flags.add_argument("--cot", default="nl", choices=["nl", "program"],
                        help="solutions in words (N-CoT) or as Python programs (P-CoT)")
     flags.add_argument("--limit", type=number(int, 1), default=None,
@@ -68,11 +68,12 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
 
 def pick_device(name: str) -> str:
     """"auto" -> the best device there is; stops if the one asked for is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+             "cpu": True}
     if name == "auto":
         return next(device for device, found in there.items() if found)
     if not there[name]:
-        stop(f"--device {name}: PyTorch finds none on this machine; use --device cpu or leave it out")
+        stop(f"--device {name}: PyTorch finds none here; use --device cpu, or leave it out")
     return name
 
 
@@ -91,18 +92,31 @@ def open_run(out: str, flags: dict):
         stop(f"--out {out}: cannot write there ({error.strerror}); choose another folder")
     import datasets
     import transformers
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HOME, capture_output=True, text=True)
     write_json(out, "config.json", {
-        "flags": flags, "git_commit": commit.stdout.strip() or None,
-        "python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(),
-        "transformers": transformers.__version__, "datasets": datasets.__version__})
+        "flags": flags, "git_commit": git_commit(), "python": platform.python_version(),
+        "torch": torch.__version__, "transformers": transformers.__version__,
+        "datasets": datasets.__version__, "threads": torch.get_num_threads()})
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs; None outside a clone."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HOME, capture_output=True,
+                                text=True)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None
 
 
 def finished_with(out: str, flags: dict) -> bool:
     """Whether `out` holds a finished run that was made with exactly these flags."""
     if not (Path(out) / "result.json").exists():
         return False
-    return json.loads((Path(out) / "config.json").read_text())["flags"] == flags
+    return read_json(out, "config.json")["flags"] == flags
+
+
+def read_json(out: str, name: str) -> dict:
+    return json.loads((Path(out) / name).read_text())
 
 
 def write_json(out: str, name: str, content: dict):
@@ -130,7 +144,7 @@ def save_model(out: str, model, tokenizer):
 
 
 def peak_memory_mb(device: str) -> int:
-    """The most memory this process has held so far: of the GPU where it used one, else of the machine."""
+    """The most memory this process has held so far, on the GPU where it used one."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() // 2**20
     try:
@@ -142,10 +156,9 @@ def peak_memory_mb(device: str) -> int:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, its columns aligned so that it also reads well in a terminal."""
+    """A Markdown table, padded so that it also reads well in a terminal."""
     cells = [header, *rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
-                               for i, (cell, w) in enumerate(zip(row, widths))) + " |" for row in cells]
-    rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    rows = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])

@@ -3,7 +3,7 @@
     python sft.py                       # the baseline: 40 epochs, the best by dev accuracy is kept
     python sft.py --epochs 5 --out out/warmup
 
-Paper: ReFT (arXiv 2401.08967v3), section 3.1: the cross-entropy of the solution's tokens, given the question.
+Paper: ReFT (arXiv 2401.08967v3), section 3.1: the cross-entropy of a solution, given the question.
 Differs from the paper:
 - the best epoch is chosen on dev, never on test
 - the tiny embedded model takes a larger learning rate and more epochs than a 7B model
@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import runs
-from eval import evaluate, load_model
+from eval import evaluate, load_model, percent
 from verifier import choices_of, format_prompt, load_problems
 
 
 def encode(tokenizer, problems, cot):
-    """[(prompt ids, response ids)]: tokenized apart, so that both meet at the same seam as in sampling.
+    """[(prompt ids, response ids)]: tokenized apart, to meet at the same seam as in sampling.
 
     The response ends in EOS: a model that is never shown where to stop will not.
     """
@@ -58,12 +58,13 @@ def pad(examples, device):
 
 
 def sft_loss(model, ids, attention_mask, mask, n_response):
-    """Mean negative log-likelihood over the response tokens of the batch (nats per token). ReFT eq. 1."""
+    """Mean negative log-likelihood over the batch's response tokens, in nats. ReFT eq. 1."""
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    logits = model(input_ids=ids, attention_mask=attention_mask, position_ids=positions, use_cache=False,
-                   logits_to_keep=n_response + 1).logits[:, :-1]  # (batch, n_response, vocab)
+    logits = model(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
+                   use_cache=False, logits_to_keep=n_response + 1).logits
+    logits = logits[:, :-1].flatten(0, 1).float()  # (batch * n_response, vocab)
     targets = ids.masked_fill(~F.pad(mask, (1, 0)), -100)[:, -n_response:]
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=-100)
 
 
 def lr_factor(step, steps, warmup):
@@ -81,7 +82,7 @@ def parse_args(argv=None):
     flags.add_argument("--warmup-ratio", type=runs.number(float, 0, 1), default=0.1,
                        help="the share of steps over which the learning rate rises [0.1]")
     flags.add_argument("--weight-decay", type=runs.number(float, 0), default=0.0)
-    flags.add_argument("--max-grad-norm", type=runs.number(float, above=0), default=1.0, help="[1.0]")
+    flags.add_argument("--max-grad-norm", type=runs.number(float, above=0), default=1.0, help="[1]")
     flags.add_argument("--max-new-tokens", type=runs.number(int, 1), default=100,
                        help="the longest response in evaluations")
     return parser.parse_args(argv)
@@ -91,8 +92,8 @@ def main(argv=None):
     args = parse_args(argv)
     start = time.time()
     runs.set_seed(args.seed)
-    train, dev = load_problems(args.task, "train", args.limit), load_problems(args.task, "dev", args.limit)
-    test, choices = load_problems(args.task, "test", args.limit), choices_of(args.task)
+    train, dev, test = (load_problems(args.task, s, args.limit) for s in ["train", "dev", "test"])
+    choices = choices_of(train)
     model, tokenizer = load_model(args.model, args.device)
     examples = encode(tokenizer, train, args.cot)
     runs.open_run(args.out, vars(args))
@@ -138,15 +139,17 @@ def main(argv=None):
     model.load_state_dict(best_weights)
     runs.save_model(args.out, model, tokenizer)
     measured = measure(test)
-    runs.write_json(args.out, "result.json", {
-        "test_accuracy": measured.pop("accuracy"), "dev_accuracy": best, "best_epoch": best_epoch,
-        "seed": args.seed, "steps": steps, "seconds": time.time() - start,
-        "peak_memory_mb": runs.peak_memory_mb(model.device.type), **measured})
-    print(f"SFT: best epoch {best_epoch} of {args.epochs} by dev accuracy; saved in {args.out}/model")
+    result = {"test_accuracy": measured.pop("accuracy"), "dev_accuracy": best,
+              "best_epoch": best_epoch, "seed": args.seed, "steps": steps,
+              "seconds": time.time() - start,
+              "peak_memory_mb": runs.peak_memory_mb(model.device.type), **measured}
+    runs.write_json(args.out, "result.json", result)
+    print(f"SFT: epoch {best_epoch} of {args.epochs} is the best on dev ({best:.1%}); on test it "
+          f"has {percent(result['test_accuracy'], len(test))}. Saved in {args.out}/model.")
 
 
 def warm_up(argv) -> str:
-    """The folder of the run `python sft.py argv`, trained now unless it is there with the same flags."""
+    """The folder of the run `python sft.py argv`, trained now unless it is there already."""
     args = parse_args(argv)
     if runs.finished_with(args.out, vars(args)):
         print(f"warm-up: reusing {args.out}, made with the same settings")

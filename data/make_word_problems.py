@@ -2,15 +2,16 @@
 
     python data/make_word_problems.py                 # the shipped files, byte for byte
 
-Twelve families of one- and two-step problems in two wordings each, with numbers from 11 to 99 (factors
-from 2 to 9). Each line holds `question`, `cot` (the solution in words), `program` (the same as a Python
-function) and `answer`.
+Twelve families of one- and two-step problems in two wordings each, with numbers from 11 to 99 and
+factors from 2 to 9. Each line holds `question`, `cot` (the solution in words), `program` (the same
+as a Python function) and `answer`.
 
 A problem has more than one right solution, and these "annotators" have two habits:
 
-            cot                                            program
-    short   47 + 28 = 75.                                  return 75 - 12
-    careful 47 + 28: 47 + 20 = 67, 67 + 8 = 75.            have = 47 + 28 / left = have - 12 / return left
+    cot      short     47 + 28 = 75.
+             careful   47 + 28: 47 + 20 = 67, 67 + 8 = 75.
+    program  short     return 75 - 12
+             careful   have = 47 + 28; left = have - 12; return left      (each on its own line)
 
 A short solution is done in the head (of a program, the last step is left to Python); a careful one
 writes every small step down. All are correct, and 70% are short. Whether a model can *carry out* a
@@ -51,20 +52,23 @@ FAMILIES = {
         ["other = a - b", "total = a + other"]),
     "two workers": ([
         "Each hour {n} packs {a} {t} and {m} packs {b}. How many {t} do they pack in {k} hours?",
-        "{n} and {m} work for {k} hours, {n} at {a} {t} an hour, {m} at {b}. How many {t} is that?"],
+        "{n} and {m} work for {k} hours, {n} at {a} {t} an hour, {m} at {b}. "
+        "How many {t} is that?"],
         ["hourly = a + b", "total = hourly * k"]),
     "net growth": ([
         "A shop gets {a} {t} every day and sells {b} of them. How many more has it after {k} days?",
         "Daily, {n} picks {a} {t} and eats {b}. By how many has the pile grown after {k} days?"],
         ["daily = a - b", "total = daily * k"]),
     "bus": ([
-        "A bus carries {a} people. At a stop {b} get off and {c} get on. How many does it carry then?",
+        "A bus carries {a} people. At a stop {b} get off and {c} get on. "
+        "How many does it carry then?",
         "{b} of the {a} people on a bus leave it and {c} others enter. How many people are in it?"],
         ["stay = a - b", "total = stay + c"]),
     "scores": ([
         "{n} scored {a} points, {m} scored {b} more, and {o} scored {c} fewer than {m}. "
         "How many did {o} score?",
-        "{m} ran {b} laps more than {n}, who ran {a}. How many did {o} run, who ran {c} fewer than {m}?"],
+        "{m} ran {b} laps more than {n}, who ran {a}. "
+        "How many did {o} run, who ran {c} fewer than {m}?"],
         ["second = a + b", "third = second - c"]),
     "times as many": ([
         "On Monday {n} read {a} pages, on Tuesday {k} times as many. How many pages in both days?",

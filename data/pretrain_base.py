@@ -4,10 +4,10 @@
 
 It reads only text made here, of 128 tokens at a time:
 
-  it knows       how a sum is worked out, mostly carefully and rarely in the head (SHARE_SHORT), and how
-                 to solve six kinds of problem with it, in words and as Python functions
-  it has never   seen one of the task's twelve kinds of problem, its "Question: / Answer:" layout, or
-  seen           the sentence "The answer is ..."; so its zero-shot accuracy on the task is about 0
+  it knows            how a sum is worked out, mostly carefully and rarely in the head, and how to
+                      solve six kinds of problem, in words and as Python functions
+  it has never seen   one of the task's twelve kinds of problem, its "Question: / Answer:" layout,
+                      or the sentence "The answer is ...": zero-shot it solves none of the task
 
 No kind below has the same plan as one of the task's. Names and things are shared, as the words of a
 language are, and only the tokenizer has met the wording of both.
@@ -56,15 +56,12 @@ FAMILIES = {
 
 def arithmetic(rng: random.Random) -> str:
     op = rng.choice("++--x")
-    x, y = rng.randint(11, 999), rng.randint(11, 999)
-    if op == "x":
-        x, y = rng.randint(11, 99), rng.randint(2, 9)
-    elif op == "-" and x < y:
+    x = rng.randint(11, 99) if op == "x" or rng.random() < 0.5 else rng.randint(100, 999)
+    y = rng.randint(2, 9) if op == "x" else rng.randint(11, 99)
+    if op == "+" and rng.random() < 0.3:
         x, y = y, x
-    elif op == "+" and rng.random() < 0.5:
-        x, y = rng.randint(11, 99), rng.randint(11, 99)
-    if op == "-" and x == y:
-        x += 1
+    if op == "-" and x <= y:
+        x, y = y + 1, x
     return write_step(x, op, y, rng.random() < SHARE_SHORT)
 
 
@@ -84,7 +81,7 @@ def documents(rng: random.Random, count: int) -> list[str]:
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE. A digit is always its own token; an operator takes the spaces around it along."""
+    """Byte-level BPE. A digit is always a token; an operator takes the spaces around it along."""
     pieces = r" [-+*/=] | x (?=\d)| ?[A-Za-z]+|\d|[,.:] |:?\n *| ?[^\sA-Za-z\d]+?|\s+"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -101,7 +98,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Pre-train the embedded task's base model.")
     parser.add_argument("--out", default=Path(__file__).parent / "base_model", type=Path)
-    parser.add_argument("--steps", default=2000, type=int)
+    parser.add_argument("--steps", default=6000, type=int)
     parser.add_argument("--batch-size", default=64, type=int)
     parser.add_argument("--context", default=128, type=int)
     parser.add_argument("--lr", default=4e-3, type=float)
@@ -118,8 +115,10 @@ def main(argv=None):
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=args.vocab_size, hidden_size=64, intermediate_size=192, num_hidden_layers=3,
         num_attention_heads=4, max_position_embeddings=1024, tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=tokenizer.eos_token_id))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1)
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95),
+                                  weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.05)
     print(f"{model.num_parameters():,} parameters")
 

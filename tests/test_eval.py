@@ -1,0 +1,121 @@
+import json
+
+import pytest
+import torch
+
+import eval as evaluation  # the module itself, to replace a function in it; never a bare `import eval`
+from eval import evaluate, generate, generate_ids, load_model, main, percent
+from tests.tiny import byte_tokenizer, save_tiny, tiny_lm
+
+
+def one_by_one(lm, prompt, eos, limit):
+    """Greedy decoding as it is defined: no cache, no batch, no padding."""
+    ids = list(prompt)
+    while len(ids) - len(prompt) < limit:
+        with torch.no_grad():
+            ids.append(int(lm(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == eos:
+            break
+    return ids[len(prompt):]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_generate_ids_greedy_is_the_plain_loop(kind):
+    """Ragged prompts, rows that finish at different times and leave the batch, rows that are cut off."""
+    torch.manual_seed(0)
+    prompts = [torch.randint(0, 12, (n,)).tolist() for n in [1, 9, 3, 6, 2, 2, 5, 7, 4, 8, 3, 1]]
+    for seed in range(3):
+        lm = tiny_lm(kind, seed=seed)
+        expected = [one_by_one(lm, p, 1, 15) for p in prompts]
+        assert generate_ids(lm, prompts, 1, 15) == expected
+    assert any(1 in e for e in expected) and any(1 not in e for e in expected)  # both kinds of ending
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_generate_ids_more_left_padding_changes_no_token(kind):
+    lm, prompts = tiny_lm(kind, seed=1), [[2, 3], [4, 5, 6]]
+    assert generate_ids(lm, prompts + [[7] * 50], 1, 15)[:2] == generate_ids(lm, prompts, 1, 15)
+
+
+def test_generate_ids_holds_the_first_eos_once_also_when_eos_stands_in_the_prompt():
+    lm = tiny_lm(seed=2)
+    rows = generate_ids(lm, [[1, 3, 1]] * 200, 1, 10, 1.0, torch.Generator().manual_seed(0))
+    assert any(len(row) == 10 and 1 not in row for row in rows) and any(len(row) < 10 for row in rows)
+    for row in rows:
+        assert row.count(1) <= 1 and (1 not in row or row[-1] == 1) and (1 in row or len(row) == 10)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_generate_ids_samples_the_models_own_distribution(temperature):
+    """Frequencies of two-token responses against their probabilities: top-k, top-p or a wrong T would show."""
+    lm, count = tiny_lm(vocab_size=6, seed=3, scale=0.3), 20_000
+    with torch.no_grad():
+        first = (lm(input_ids=torch.tensor([[2]])).logits[0, -1] / temperature).softmax(-1)
+        second = torch.stack([(lm(input_ids=torch.tensor([[2, a]])).logits[0, -1] / temperature).softmax(-1)
+                              for a in range(6)])
+    rows = generate_ids(lm, [[2]] * count, 1, 2, temperature, torch.Generator().manual_seed(0))
+    for a in range(6):
+        for b in range(6) if a != 1 else [None]:
+            p = (first[a] * (1 if b is None else second[a, b])).item()
+            seen = sum(row == ([a] if b is None else [a, b]) for row in rows) / count
+            assert abs(seen - p) < 5 * (p * (1 - p) / count) ** 0.5 + 1e-4
+
+
+def test_generate_keeps_order_and_count_and_seed(tmp_path):
+    lm, tokenizer = load_model(save_tiny(tmp_path / "m", seed=4), "cpu")
+    prompts = ["abc", "a", "abcdefgh", "ab"]
+    sampled = generate(lm, tokenizer, prompts, 8, temperature=1.0, n=3, seed=5, batch_size=4)
+    assert [len(texts) for texts in sampled] == [3, 3, 3, 3]
+    assert sampled == generate(lm, tokenizer, prompts, 8, temperature=1.0, n=3, seed=5, batch_size=4)
+    assert sampled != generate(lm, tokenizer, prompts, 8, temperature=1.0, n=3, seed=6, batch_size=4)
+    together = generate(lm, tokenizer, prompts, 8)
+    assert together == [generate(lm, tokenizer, [p], 8)[0] for p in prompts]
+    for [text], prompt in zip(together, prompts):
+        ids = one_by_one(lm, tokenizer(prompt)["input_ids"], 1, 8)
+        assert text == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_evaluate_counts_by_hand(monkeypatch):
+    """Five scripted responses: right, right, wrong, no answer, cut off."""
+    tokenizer = byte_tokenizer()
+    texts = ["The answer is 3.", "1 + 2: 1 + 2 = 3. The answer is 3.", "The answer is 4.", "Hm.", "The answer is"]
+    rows = [tokenizer(t)["input_ids"] + [1] for t in texts]
+    del rows[-1][-1]
+    monkeypatch.setattr(evaluation, "generate_rows", lambda *args, **kwargs: rows)
+    problems = {"question": ["q"] * 5, "answer": ["3"] * 5}
+    measured = evaluate(torch.nn.Linear(1, 1), tokenizer, problems)
+    assert measured["accuracy"] == 2 / 5 and measured["eos_rate"] == 4 / 5
+    assert measured["answered"] == 3 / 5 and measured["careful"] == 1 / 5
+    assert measured["mean_tokens"] == pytest.approx(sum(len(t) + 1 for t in texts) / 5 - 1 / 5)
+
+
+def test_evaluate_leaves_the_model_in_the_mode_it_found(tmp_path):
+    lm, tokenizer = load_model(save_tiny(tmp_path / "m", "gpt2"), "cpu")
+    problems = {"question": ["q"], "answer": ["3"]}
+    modes = []
+    lm.register_forward_pre_hook(lambda module, args: modes.append(module.training))
+    evaluate(lm.train(), tokenizer, problems, max_new_tokens=2)
+    assert lm.training and not any(modes)
+
+
+def test_percent_by_hand():
+    assert percent(0.5, 100) == "50.0% ± 9.8"  # 1.96 * sqrt(0.25 / 100) = 0.098
+
+
+def test_main_compares_runs_and_models(tmp_path, capsys):
+    model = save_tiny(tmp_path / "m")
+    main([model, model, "--limit=3", "--max-new-tokens=4", "--split=dev", "--device=cpu",
+          f"--out={tmp_path / 'compare'}"])
+    assert capsys.readouterr().out.count(model) == 2
+    [(_, measured)] = json.loads((tmp_path / "compare/compare.json").read_text()).items()
+    assert measured["split"] == "dev" and 0 <= measured["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ([], "nothing to evaluate"), (["no/such/model"], "no model could be loaded")])
+def test_main_bad_input_is_one_sentence(arguments, words, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, f"--out={tmp_path / 'compare'}"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and words in error and "Traceback" not in error
+    assert not (tmp_path / "compare").exists()

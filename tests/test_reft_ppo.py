@@ -1,0 +1,341 @@
+import json
+import math
+
+import pytest
+import torch
+
+import reft_ppo
+from eval import generate_ids
+from reft_ppo import (PolicyWithValue, compute_gae, diagnose, micro_batches, on_sequence, pad,
+                      policy_loss, score_tokens, token_logprobs, token_rewards, value_loss, whiten)
+from tests.tiny import completions, save_tiny, tiny_lm
+
+
+def bools(*rows):
+    return torch.tensor(rows, dtype=torch.bool)
+
+
+# --- the reward and its KL ---
+
+
+def test_token_rewards_score_on_last_token_and_kl_on_all():
+    mask = bools([0, 1, 1, 1, 0], [0, 1, 0, 0, 0])
+    logprobs = torch.tensor([[9.0, -1.0, -2.0, -0.5, 9.0], [9.0, -1.0, 9.0, 9.0, 9.0]])
+    ref = torch.tensor([[5.0, -3.0, -1.0, -0.5, 5.0], [5.0, -2.0, 5.0, 5.0, 5.0]])
+    rewards = token_rewards(torch.tensor([1.0, 0.1]), logprobs, ref, mask, kl_coef=0.1)
+    # row 1: -0.1 * (2, -1, 0), plus 1 on its third token; row 2: its only token is the last
+    expected = torch.tensor([[0, -0.2, 0.1, 1.0, 0], [0, 0.1 - 0.1 * 1.0, 0, 0, 0]])
+    torch.testing.assert_close(rewards, expected)
+
+
+def test_token_rewards_expected_kl_is_the_exact_kl():
+    """Over all completions, E[sum of -rewards at score 0] = sum p log p/q, computed from whole responses."""
+    policy, reference = tiny_lm(vocab_size=4, seed=1), tiny_lm(vocab_size=4, seed=2)
+    prompt, answers = [2, 3], completions(4, eos=1, length=3)
+    assert len(answers) == 1 + 3 + 9 * 4  # EOS at once; after one token; after two, or cut off there
+    def whole(lm, answer):  # log p of a whole response, token by token, without any padding
+        total = torch.zeros(())
+        for i, token in enumerate(answer):
+            logits = lm(input_ids=torch.tensor([prompt + answer[:i]])).logits[0, -1]
+            total = total + logits.log_softmax(-1)[token]
+        return total
+    with torch.no_grad():
+        log_p = torch.stack([whole(policy, a) for a in answers])
+        log_q = torch.stack([whole(reference, a) for a in answers])
+    assert log_p.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+    exact = (log_p.exp() * (log_p - log_q)).sum()
+    rollout = pad([prompt] * len(answers), answers, "cpu")
+    score_tokens(PolicyWithValue(policy), PolicyWithValue(reference), rollout, size=5)
+    rewards = token_rewards(torch.zeros(len(answers)), rollout.logprobs, rollout.ref_logprobs,
+                            rollout.mask, kl_coef=1.0)
+    assert (log_p.exp() * -rewards.sum(-1)).sum().item() == pytest.approx(exact.item(), rel=1e-4)
+    assert exact > 0.1  # two policies that differ, or the test says nothing
+
+
+# --- advantages ---
+
+
+def gae_by_definition(rewards, values, length, first, gamma, lam):
+    """A_t = sum over l >= 0 of (gamma lam)^l (r + gamma V' - V): the double sum of the paper, in floats."""
+    out = [0.0] * len(rewards)
+    for t in range(first, first + length):
+        for u in range(t, first + length):
+            following = values[u + 1] if u + 1 < first + length else 0.0
+            out[t] += (gamma * lam) ** (u - t) * (rewards[u] + gamma * following - values[u])
+    return out
+
+
+def test_compute_gae_three_tokens_by_hand():
+    rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.25, 0.75]])
+    advantages, returns = compute_gae(rewards, values, bools([1, 1, 1]), gamma=1.0, lam=0.5)
+    # deltas: 0.25 - 0.5 = -0.25; 0.75 - 0.25 = 0.5; 1 - 0.75 = 0.25
+    # A_2 = 0.25; A_1 = 0.5 + 0.5 * 0.25 = 0.625; A_0 = -0.25 + 0.5 * 0.625 = 0.0625
+    torch.testing.assert_close(advantages, torch.tensor([[0.0625, 0.625, 0.25]]))
+    torch.testing.assert_close(returns, torch.tensor([[0.5625, 0.875, 1.0]]))
+
+
+@pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (0.99, 0.0)])
+def test_compute_gae_is_the_double_sum_on_ragged_responses(gamma, lam):
+    torch.manual_seed(0)
+    lengths = [1, 2, 5, 7]  # a one-token response; one that fills its row, as when cut off
+    mask = torch.tensor([[2 <= t < 2 + n for t in range(9)] for n in lengths])
+    rewards, values = torch.randn(4, 9), torch.randn(4, 9)  # what lies outside must not matter
+    advantages, returns = compute_gae(rewards * mask, values, mask, gamma, lam)
+    for row, n in enumerate(lengths):
+        expected = gae_by_definition(rewards[row].tolist(), values[row].tolist(), n, 2, gamma, lam)
+        torch.testing.assert_close(advantages[row], torch.tensor(expected))
+    torch.testing.assert_close(returns[mask], (advantages + values)[mask])
+    assert not advantages[~mask].any() and not returns[~mask].any()
+
+
+def test_compute_gae_cut_off_response_is_not_bootstrapped():
+    """The last column of the tensor is a token: V past it is 0, not the first column's nor the last's."""
+    advantages, _ = compute_gae(torch.tensor([[0.0, 0.1]]), torch.tensor([[3.0, 2.0]]), bools([1, 1]), 1.0, 1.0)
+    torch.testing.assert_close(advantages, torch.tensor([[0.1 - 3.0, 0.1 - 2.0]]))
+
+
+def test_whiten_by_hand_and_only_over_the_mask():
+    x, mask = torch.tensor([[1.0, 3.0, 100.0], [5.0, 7.0, -100.0]]), bools([1, 1, 0], [1, 1, 0])
+    # mean 4, biased variance (9 + 1 + 1 + 9) / 4 = 5
+    expected = torch.tensor([[-3.0, -1.0, 0.0], [1.0, 3.0, 0.0]]) / math.sqrt(5)
+    torch.testing.assert_close(whiten(x, mask), expected)
+
+
+# --- the losses ---
+
+
+def test_policy_loss_is_a_mean_per_response_then_over_the_batch():
+    mask = bools([1, 1, 1, 1], [1, 0, 0, 0])
+    advantages = torch.tensor([[1.0, 1.0, 1.0, 1.0], [5.0, 9.0, 9.0, 9.0]])
+    zero = torch.zeros(2, 4)
+    assert policy_loss(zero, zero, advantages, mask, 0.2).item() == pytest.approx(-(1 + 5) / 2)
+
+
+@pytest.mark.parametrize("ratio, advantage, loss, slope", [
+    (1.1, 2.0, -2.2, -2.2),   # inside the clip: d(-rho A) / d log pi = -rho A
+    (1.3, 2.0, -2.4, 0.0),    # already pushed up far enough
+    (0.7, 2.0, -1.4, -1.4),   # below the clip, but A > 0 asks to come back
+    (0.7, -2.0, 1.6, 0.0),    # already pushed down far enough
+    (1.3, -2.0, 2.6, 2.6),    # above the clip, but A < 0 asks to come back
+    (0.9, -2.0, 1.8, 1.8)])
+def test_policy_loss_clipping_stops_the_gradient_where_it_should(ratio, advantage, loss, slope):
+    logprobs = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    got = policy_loss(logprobs, torch.zeros(1, 1), torch.tensor([[advantage]]), bools([1]), 0.2)
+    got.backward()
+    assert got.item() == pytest.approx(loss) and logprobs.grad.item() == pytest.approx(slope)
+
+
+@pytest.mark.parametrize("value, target, loss, slope", [
+    (0.1, 1.0, 0.5 * 0.81, -0.9),  # moved less than 0.2 from V_old = 0
+    (0.5, 1.0, 0.5 * 0.64, 0.0),   # moved further towards the return: the clipped error, no gradient
+    (-0.5, 1.0, 0.5 * 2.25, -1.5),  # moved away: the larger, unclipped error
+    (0.5, 0.0, 0.5 * 0.25, 0.5)])
+def test_value_loss_clipping_stops_the_gradient_where_it_should(value, target, loss, slope):
+    values = torch.tensor([[value, 7.0]], requires_grad=True)
+    got = value_loss(values, torch.tensor([[0.0, 7.0]]), torch.tensor([[target, 0.0]]), bools([1, 0]), 0.2)
+    got.backward()
+    assert got.item() == pytest.approx(loss) and values.grad[0, 0].item() == pytest.approx(slope)
+    assert values.grad[0, 1] == 0
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_policy_loss_gradient_is_that_of_the_expected_reward(baseline):
+    """By enumeration: grad sum p(y) R(y), against what reward, GAE and policy loss make of it at ratio 1.
+
+    A value of the state is a baseline: with lambda = 1 it must not change the expected gradient.
+    """
+    torch.manual_seed(0)
+    policy, prompt = PolicyWithValue(tiny_lm(vocab_size=4, seed=3)), [2, 3, 2]
+    if baseline:
+        torch.nn.init.normal_(policy.value_head.weight)
+    answers = completions(4, eos=1, length=3)
+    scores = torch.tensor([float(sum(a) % 3) for a in answers])  # any function of the response
+    parameters = list(policy.lm.parameters())
+
+    expected = 0.0
+    for answer, score in zip(answers, scores):
+        log_p = 0.0
+        for i, token in enumerate(answer):
+            logits = policy.lm(input_ids=torch.tensor([prompt + answer[:i]])).logits[0, -1]
+            log_p = log_p + logits.log_softmax(-1)[token]
+        expected = expected + log_p.exp() * score
+    true = torch.autograd.grad(expected, parameters)
+
+    rollout = pad([prompt] * len(answers), answers, "cpu")
+    score_tokens(policy, policy, rollout, size=64)
+    rewards = token_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, kl_coef=0.05)
+    advantages, _ = compute_gae(rewards, rollout.values, rollout.mask, gamma=1.0, lam=1.0)
+    probabilities = rollout.logprobs.sum(-1).exp()
+    logits, _ = policy(rollout.ids, rollout.attention_mask, rollout.n_response)
+    logprobs = token_logprobs(logits, rollout.ids)
+    loss = 0.0
+    for i, answer in enumerate(answers):  # the loss is a mean over tokens: len(answer) makes it a sum
+        row = slice(i, i + 1)
+        loss = loss + probabilities[i] * len(answer) * policy_loss(
+            logprobs[row], rollout.logprobs[row], advantages[row], rollout.mask[row], 0.2)
+    got = torch.autograd.grad(loss, parameters)
+    assert max(g.abs().max() for g in true) > 0.01
+    for g, t in zip(got, true):
+        torch.testing.assert_close(-g, t, rtol=1e-3, atol=1e-5)
+
+
+# --- masks, padding, log-probabilities ---
+
+
+def test_pad_mask_holds_the_first_eos_once_also_when_pad_is_eos():
+    prompts, responses = [[1, 5, 1], [6]], [[7, 1], [8, 9, 3]]  # EOS = 1 stands in a prompt; pad may be 1
+    rollout = pad(prompts, responses, "cpu")
+    torch.testing.assert_close(rollout.ids, torch.tensor([[1, 5, 1, 7, 1, 0], [0, 0, 6, 8, 9, 3]]))
+    torch.testing.assert_close(rollout.mask, bools([0, 0, 1, 1, 0], [0, 0, 1, 1, 1]))
+    torch.testing.assert_close(rollout.attention_mask, torch.tensor([[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]))
+    assert rollout.n_response == 3
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_more_left_padding_changes_no_logprob_value_or_loss(kind):
+    policy = PolicyWithValue(tiny_lm(kind, seed=4))
+    torch.nn.init.normal_(policy.value_head.weight)
+    prompts, responses = [[2, 3, 4], [5]], [[6, 7, 1], [8, 1]]
+    narrow = pad(prompts, responses, "cpu")
+    wide = pad(prompts + [[9] * 40], responses + [[1]], "cpu")  # a third prompt of 40 tokens
+    for rollout in [narrow, wide]:
+        score_tokens(policy, policy, rollout, size=8)
+        rollout.returns = rollout.advantages = 0.3 * rollout.mask
+    for row in range(2):
+        for name in ["logprobs", "values", "entropy"]:
+            torch.testing.assert_close(getattr(narrow, name)[row][narrow.mask[row]],
+                                       getattr(wide, name)[row][wide.mask[row]], rtol=1e-4, atol=1e-5)
+    same = wide.rows(torch.tensor([0, 1]))
+    losses = [(policy_loss(r.logprobs, r.logprobs - 0.1, r.advantages, r.mask, 0.2),
+               value_loss(r.values, r.values, r.returns, r.mask, 0.2)) for r in [narrow, same]]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_score_tokens_agrees_with_one_token_at_a_time(kind):
+    """Log-probabilities, entropies and values of each state, read off the bare model without any padding."""
+    lm = tiny_lm(kind, seed=5)
+    policy = PolicyWithValue(lm)
+    torch.nn.init.normal_(policy.value_head.weight)
+    prompts, responses = [[2, 3, 4], [5]], [[6, 1], [8, 9, 10]]
+    rollout = pad(prompts, responses, "cpu")
+    score_tokens(policy, policy, rollout, size=1)
+    for row, (prompt, response) in enumerate(zip(prompts, responses)):
+        for i, token in enumerate(response):
+            with torch.no_grad():
+                ids = torch.tensor([prompt + response[:i]])
+                log_p = lm(input_ids=ids).logits[0, -1].log_softmax(-1)
+                last_hidden = lm.base_model(input_ids=ids).last_hidden_state[0, -1]
+            column = 3 + i - 1
+            assert rollout.logprobs[row, column].item() == pytest.approx(log_p[token].item(), abs=1e-4)
+            assert rollout.entropy[row, column].item() == pytest.approx(-(log_p.exp() * log_p).sum().item(), abs=1e-4)
+            assert rollout.values[row, column].item() == pytest.approx(
+                (last_hidden @ policy.value_head.weight[0]).item(), abs=1e-4)
+
+
+def test_policy_with_value_starts_with_value_zero():
+    rollout = pad([[2, 3]], [[4, 1]], "cpu")
+    _, values = PolicyWithValue(tiny_lm())(rollout.ids, rollout.attention_mask, rollout.n_response)
+    assert values.shape == (1, 2) and not values.any()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_first_minibatch_has_ratio_one(kind):
+    """Also where the minibatch is cut otherwise than the scoring was, and the model knows dropout."""
+    policy = PolicyWithValue(tiny_lm(kind, seed=6))
+    torch.manual_seed(0)
+    prompts = [torch.randint(2, 12, (n,)).tolist() for n in [3, 5, 2, 7, 4, 4]]
+    responses = generate_ids(policy.lm, prompts, 1, 12, 1.0, torch.Generator().manual_seed(0))
+    rollout = pad(prompts, responses, "cpu")
+    score_tokens(policy, policy, rollout, size=6)
+    for index in micro_batches(rollout, torch.tensor([4, 1, 3, 0]), 2):
+        part = rollout.rows(index)
+        logits, _ = policy(part.ids, part.attention_mask, part.n_response)
+        ratio = (token_logprobs(logits, part.ids) - part.logprobs)[part.mask].exp()
+        torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=2e-6)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_minibatch():
+    policy = PolicyWithValue(tiny_lm(seed=7))
+    prompts, responses = [[2], [3, 4], [5, 6, 7], [8]], [[1], [4, 5, 6, 7, 1], [9, 1], [3, 3, 3]]
+    rollout = pad(prompts, responses, "cpu")
+    score_tokens(policy, policy, rollout, size=4)
+    torch.manual_seed(0)
+    rollout.advantages, rollout.returns = torch.randn(2, *rollout.mask.shape) * rollout.mask
+    gradients = []
+    for size in [4, 3, 1]:
+        policy.zero_grad()
+        for index in micro_batches(rollout, torch.arange(4), size):
+            part = rollout.rows(index)
+            logits, values = policy(part.ids, part.attention_mask, part.n_response)
+            loss = policy_loss(token_logprobs(logits, part.ids), part.logprobs, part.advantages, part.mask, 0.2)
+            loss = loss + value_loss(on_sequence(values, part.ids), part.values, part.returns, part.mask, 0.2)
+            (loss * len(index) / 4).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-6)
+
+
+# --- whole runs ---
+
+
+def test_main_runs_end_to_end_and_is_reproducible(tmp_path):
+    """Warm-up and two steps of a random model; the same seed gives the same numbers, another does not."""
+    model = save_tiny(tmp_path / "base")
+    def run(name, seed):
+        out = tmp_path / name / "reft"
+        reft_ppo.main([f"--model={model}", "--limit=24", "--warmup-epochs=1", "--steps=2", "--batch-size=16",
+                       "--minibatch-size=8", "--micro-batch-size=5", "--max-new-tokens=12",
+                       f"--seed={seed}", "--device=cpu", f"--out={out}"])
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            del line["seconds"]
+        return out, lines
+    out, first = run("a", 0)
+    assert [line["step"] for line in first] == [1, 2] and "dev_accuracy" in first[1]
+    assert {"config.json", "result.json", "curves.png", "model"} <= {p.name for p in out.iterdir()}
+    result = json.loads((out / "result.json").read_text())
+    assert {"test_accuracy", "dev_accuracy", "warmup_test_accuracy", "seconds", "peak_memory_mb"} <= set(result)
+    assert run("b", 0)[1] == first
+    assert run("c", 1)[1] != first
+
+
+def test_main_reuses_a_warmup_only_if_made_with_the_same_settings(tmp_path, capsys):
+    model = save_tiny(tmp_path / "base")
+    def run(*more):
+        reft_ppo.main([f"--model={model}", "--limit=8", "--warmup-epochs=1", "--steps=1", "--batch-size=4",
+                       "--max-new-tokens=4", "--device=cpu", f"--out={tmp_path / 'reft'}", *more])
+        return "reusing" in capsys.readouterr().out
+    assert [run(), run(), run("--seed=1"), run("--seed=1"), run("--seed=1", "--cot=program")] == [
+        False, True, False, True, False]
+
+
+def test_main_learns_a_trivial_task_from_reward_alone(tmp_path):
+    """Sixteen possible tokens, one of which states the right answer: found by trying, not by imitation."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+    vocab = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"The answer is {n}.": 3 + n for n in range(13)}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    words.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>",
+                            unk_token="<unk>").save_pretrained(tmp_path / "model")
+    tiny_lm(vocab_size=16, scale=0.02).save_pretrained(tmp_path / "model")
+    task = tmp_path / "task"
+    task.mkdir()
+    for split, size in [("train", 20), ("dev", 5), ("test", 5)]:
+        rows = [{"question": f"{split} {i}", "answer": "7"} for i in range(size)]
+        (task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    reft_ppo.main([f"--warmup={tmp_path / 'model'}", f"--task={task}", "--steps=25", "--batch-size=64",
+                   "--max-new-tokens=4", "--lr=1e-2", "--device=cpu", f"--out={tmp_path / 'reft'}"])
+    metrics = [json.loads(line) for line in (tmp_path / "reft/metrics.jsonl").read_text().splitlines()]
+    assert metrics[0]["accuracy"] < 0.3
+    assert metrics[-1]["accuracy"] > 0.9
+    assert json.loads((tmp_path / "reft/result.json").read_text())["test_accuracy"] == 1.0
+
+
+def test_diagnose_names_a_collapse_and_an_explosion_and_nothing_else():
+    def metrics(rewards, kl):
+        return [{"step": i + 1, "reward": r, "kl": kl, "response_tokens": 30.0} for i, r in enumerate(rewards)]
+    assert diagnose(metrics([0.3, 0.5, 0.7, 0.8, 0.78], kl=10)) == []
+    assert "collapsed" in diagnose(metrics([0.3, 0.8, 0.2, 0.1, 0.1], kl=10))[0]
+    assert "exploded" in diagnose(metrics([0.3, 0.5, 0.7, 0.8, 0.8], kl=200))[0]

@@ -1,0 +1,59 @@
+import argparse
+import json
+
+import pytest
+
+from runs import finished_with, log_step, number, open_run, read_metrics, stop, table, write_json
+
+
+def test_stop_is_one_line_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        stop("--out x: it is full; choose another")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --out x: it is full; choose another\n"
+
+
+def test_finished_with_needs_a_result_and_the_same_flags(tmp_path):
+    open_run(tmp_path / "run", {"seed": 0})
+    assert not finished_with(tmp_path / "run", {"seed": 0})  # begun, not finished
+    write_json(tmp_path / "run", "result.json", {})
+    assert finished_with(tmp_path / "run", {"seed": 0})
+    assert not finished_with(tmp_path / "run", {"seed": 1})
+    assert not finished_with(tmp_path / "none", {"seed": 0})
+    open_run(tmp_path / "run", {"seed": 0})  # begun again: its old result no longer counts
+    assert not finished_with(tmp_path / "run", {"seed": 0})
+
+
+def test_log_step_appends_lines(tmp_path):
+    open_run(tmp_path, {})
+    log_step(tmp_path, {"step": 1, "loss": 1 / 3})
+    log_step(tmp_path, {"step": 2, "loss": 2.0})
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.333333}, {"step": 2, "loss": 2.0}]
+
+
+def test_write_json_leaves_nothing_beside(tmp_path):
+    write_json(tmp_path, "result.json", {"a": 1})
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+    assert json.loads((tmp_path / "result.json").read_text()) == {"a": 1}
+
+
+def test_open_run_refuses_a_place_it_cannot_write(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        open_run(tmp_path / "file" / "run", {})
+    assert stopped.value.code == 2 and "cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind, bounds, good, bad", [
+    (int, {"low": 1}, "1", "0"), (float, {"above": 0}, "0.1", "0"), (float, {"low": 0, "high": 1}, "1", "1.5"),
+    (float, {"low": 0}, "0", "nan")])
+def test_number_keeps_its_bounds(kind, bounds, good, bad):
+    parse = number(kind, **bounds)
+    assert parse(good) == kind(good)
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse(bad)
+
+
+def test_table_is_aligned_markdown():
+    assert table(["run", "n"], [["a", "10"], ["long", "5"]]).splitlines() == [
+        "| run  |  n |", "| ---- | -: |", "| a    | 10 |", "| long |  5 |"]

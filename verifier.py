@@ -1,0 +1,320 @@
+"""The task and its rule: the problems, the prompt, how an answer is read, and what it scores.
+
+ReFT (Luong et al. 2024, arXiv:2401.08967) needs no reward model: a rule compares the final answer
+of a sampled solution with the known one. The same rule is the reward in training and the metric in
+evaluation, so it lives in one file. A solution is written in words (cot="nl", the paper's N-CoT) or
+as a Python function `solution()` (cot="program", its P-CoT).
+
+    python verifier.py --answer 18 "She makes 9 * 2 = 18 dollars. The answer is 18."
+    python verifier.py --answer 75 --cot program "$(cat program.py)"
+
+Differs from the paper's code:
+  - "1,000", "$18" and "3/4" are numbers; "nan", "inf" and "3 or 4" are not answers
+  - a multiple-choice program that crashes scores 0, as the paper's text has it, not 0.1
+  - programs are interpreted by programs.py, never executed: no file, no network, no endless loop
+"""
+import argparse
+import json
+import re
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+
+from programs import interpret
+from runs import stop
+
+TOLERANCE = Fraction(1, 100)  # the papers' tolerance, for answers that are not exact
+SPLITS = ("train", "dev", "test")
+HUB = {  # name: (hub path, config, revision, our split -> its split)
+    "gsm8k": ("openai/gsm8k", "main", None, {"train": "train", "test": "test"}),
+    "svamp": ("ChilleD/SVAMP", None, None, {"train": "train", "test": "test"}),
+    "mathqa": ("allenai/math_qa", None, "refs/convert/parquet",
+               {"train": "train", "dev": "validation", "test": "test"}),
+}
+
+
+# ---- the problems ---------------------------------------------------------------------------
+
+def format_prompt(question, cot="nl"):
+    """The text a model completes with its solution. ValueError for an unknown `cot`."""
+    if cot not in ("nl", "program"):
+        raise ValueError(f"cot is 'nl' or 'program', not {cot!r}")
+    return f"Question: {question.strip()}\n{'Answer' if cot == 'nl' else 'Program'}:\n"
+
+
+def load_problems(task, split, limit=None):
+    """One split ("train", "dev" or "test") as a datasets.Dataset of strings: question, cot,
+    program, answer; "" where there is none. `limit` keeps the first rows.
+
+    task: "word_problems" (embedded), "gsm8k", "svamp", "mathqa" (from the hub), or local:
+      a folder with train.jsonl, dev.jsonl, test.jsonl (or .json); or a file of that kind, in the
+      columns of GSM8K (question, answer ending "#### 72"), of mwp_ReFT (question, answer_cot,
+      answer_value) or ours. A file with train, dev or test in its name (gsm8k_train.jsonl) stands
+      for the siblings whose names differ in that word only.
+    Without a dev split, dev is the last tenth of train, at most 200, and train is the rest. A file
+    that names no split is cut in three: dev as above, the tenth before it (at most 500) is test.
+    A question that falls on both sides of such a cut leaves train.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is one of {SPLITS}, not {split!r}")
+    sources = find_sources(str(task))
+    origin = split if split in sources else "all" if "all" in sources else "train"
+    if origin not in sources or (split == "test" and origin == "train"):
+        stop(f"{task} has no {split} split, only {', '.join(sources)}: put one beside it")
+    problems = [to_problem(row, f"row {number} of {task} ({origin})")
+                for number, row in enumerate(load_rows(task, sources[origin]), 1)]
+    if origin == "all" or (origin == "train" and "dev" not in sources):
+        dev = min(200, max(1, len(problems) // 10))
+        test = min(500, max(1, len(problems) // 10)) if origin == "all" else 0
+        held = problems[-(dev + test):]
+        if split == "train":
+            seen = {problem["question"] for problem in held}
+            problems = [problem for problem in problems[:-len(held)]
+                        if problem["question"] not in seen]
+        else:
+            problems = held[:-dev] if split == "test" else held[-dev:]
+    if not problems:
+        stop(f"the {split} split of {task} is empty: it takes at least one problem a split")
+    import datasets
+    return datasets.Dataset.from_list(problems if limit is None else problems[:limit])
+
+
+def choices_of(problems):
+    """The letters of a multiple-choice task, "abcde" or further; None where answers are numbers."""
+    letters = sorted(set(problems["answer"]))
+    if not all(letter.isalpha() for letter in letters):
+        return None
+    return "".join(map(chr, range(ord("a"), max(ord("e"), ord(letters[-1])) + 1)))
+
+
+def find_sources(task):
+    """{split, or "all" for a file to cut up: arguments of datasets.load_dataset}."""
+    if task in HUB:
+        path, config, revision, splits = HUB[task]
+        return {ours: dict(path=path, name=config, revision=revision, split=theirs)
+                for ours, theirs in splits.items()}
+    path = Path(__file__).parent / "data" / task if task == "word_problems" else Path(task)
+    if path.is_dir():
+        files = {split: path / f"{split}{suffix}" for split in SPLITS
+                 for suffix in (".json", ".jsonl") if (path / f"{split}{suffix}").is_file()}
+    elif path.is_file() and path.suffix in (".json", ".jsonl"):
+        word = re.compile(r"(?<![A-Za-z])(train|dev|test)(?![A-Za-z])")
+        files = {split: path.with_name(word.sub(split, path.name)) for split in SPLITS}
+        files = {split: file for split, file in files.items() if file.is_file()}
+        files = files if word.search(path.name) else {"all": path}
+    else:
+        files = {}
+    if not files:
+        stop(f"there is no task {task!r}: give word_problems, {', '.join(HUB)}, "
+             "a .jsonl or .json file, or a folder that holds train.jsonl, dev.jsonl and test.jsonl")
+    return {split: dict(path="json", data_files=str(file), split="train")
+            for split, file in files.items()}
+
+
+def load_rows(task, source):
+    import datasets  # here, for it takes half a second
+    try:
+        return datasets.load_dataset(**source)
+    except Exception as error:  # each reader and the hub raise their own kinds
+        file = source.get("data_files")
+        if not file:
+            stop(f"cannot load {source['path']} from the hub ({type(error).__name__}: {error}): "
+                 f"check the network, or give --task a local file")
+        if Path(file).stat().st_size == 0:
+            stop(f"{file} is empty: it takes one problem a line, as JSON")
+        for number, line in enumerate(Path(file).read_text(errors="replace").splitlines(), 1):
+            try:
+                json.loads(line or "{}")
+            except ValueError as reason:
+                if file.endswith(".jsonl"):
+                    stop(f"line {number} of {file} is not JSON ({reason}): mend or delete it")
+        stop(f"cannot read {file} ({error.__cause__ or error}): each problem is a JSON object, "
+             "each column of one type")
+
+
+def to_problem(row, where):
+    """A row in any of the formats above -> question, cot, program, answer."""
+    row = {name: "" if value is None else str(value).strip() for name, value in row.items()}
+    if "Problem" in row:  # MathQA on the hub
+        question, answer = f"{row['Problem']}\n{row['options']}", row["correct"]
+        cot, program = row["Rationale"].strip("\" "), ""
+        cot = f"{cot}\nThe answer is {answer}."
+    elif "Equation" in row:  # SVAMP on the hub
+        question, answer = f"{row['Body']} {row['Question']}", row["Answer"]
+        cot = f"{row['Equation']} = {read_number(answer)}.\nThe answer is {read_number(answer)}."
+        program = f"def solution():\n    return {row['Equation']}"
+    elif "answer_value" in row and "question" in row:  # mwp_ReFT
+        question, answer, cot = row["question"], row["answer_value"], row.get("answer_cot", "")
+        cot, program = ("", cot) if cot.startswith("def solution") else (cot, "")
+    elif "answer" in row and "question" in row:
+        question, answer = row["question"], row["answer"]
+        cot, program = row.get("cot", ""), row.get("program", "")
+        if "####" in answer:  # GSM8K's release; <<48/2=24>> are its calculator's annotations
+            cot, _, answer = answer.rpartition("####")
+            answer = read_number(answer) or answer
+            cot = re.sub(r"<<[^<>\n]*>>", "", cot).strip() + f"\nThe answer is {answer}."
+    else:
+        stop(f"{where} has the columns {', '.join(row)}: it needs question and answer "
+             "(or question and answer_value)")
+    letter = answer.lower() if re.fullmatch("[A-Za-z]", answer) else None
+    answer_read = letter or read_number(answer)
+    if not question or answer_read is None:
+        stop(f"{where} has the question {question[:40]!r} and the answer {answer[:40]!r}: it needs "
+             "a question, and an answer that is a number or a letter")
+    return {"question": question, "cot": cot, "program": program, "answer": answer_read}
+
+
+# ---- reading an answer ----------------------------------------------------------------------
+# Every repetition is bounded, or of a class its successor excludes: reading takes linear time.
+
+NEXT_QUESTION = re.compile(r"^(?:Question|Q):", re.M)
+MARKER = re.compile(r"answer[*_ ]{0,3}(?:is|:|=)|####|\\boxed\{|^[* ]{0,8}(?-i:A)\*{0,2}:",
+                    re.M | re.I)
+OPENING = re.compile(r"(?:<<[^<>\n]{0,80}>>|\\text\{|[\s*_<>(\[{\"'`$£€~≈:\\]"
+                     r"|(?:therefore|thus|then|now|about|approximately|exactly|only|just)\b){0,30}",
+                     re.I)
+CLAUSE_END = re.compile(r"\n|;|\.(?=\s|$)|,(?=\s)(?!\s{0,3}[-$0-9])")
+NUMBER = re.compile(r"""
+    (?P<sign>[-−+]?) \s? [$£€]? \s?
+    (?P<digits>[0-9]{1,3}(?:,[0-9]{3}){1,12}(?![0-9]) | [0-9]{1,40}(?![0-9]) | (?=\.[0-9]))
+    (?P<decimals>(?:\.[0-9]{1,40}(?![0-9]))?)
+    (?P<exponent>(?:e[-+]?[0-9]{1,2}(?![0-9]))?)
+    (?:\s?/\s?(?P<over>[0-9]{1,40})(?![0-9.]))?""", re.X | re.I)
+# after a number: another one, or an operation that nobody has carried out
+MORE = re.compile(r"\s*(?:[-−+*/x×÷^:,.&]|e[-+]?|(?:and|to|plus|minus|times)\b)?\s*\$?[0-9]",
+                  re.I)
+SPAN = 500  # characters looked at after a marker
+
+
+def read_number(text):
+    """The one number that `text` begins with, normalised: "$1,234.50 in all" -> "1234.5", "6/8" ->
+    "3/4", "5 - 10 = -5" -> "-5"; None for no number, several, or more than 40 digits."""
+    clause = CLAUSE_END.split(OPENING.sub("", text[:SPAN], count=1), maxsplit=1)[0]
+    if sum(re.search("[0-9]", part) is not None for part in clause.split(" or ")) > 1:
+        return None
+    left, equals, right = clause.rpartition("=")
+    clause = OPENING.sub("", right, count=1) if equals else clause
+    match = NUMBER.match(clause)
+    if match is None or MORE.match(clause, match.end()):
+        return None
+    value = Decimal((match["digits"].replace(",", "") or "0") + match["decimals"]
+                    + match["exponent"])
+    value = -value if match["sign"] in ("-", "−") else value
+    if match["over"]:
+        return str(Fraction(value) / int(match["over"])) if int(match["over"]) else None
+    written = f"{value:f}"
+    written = written.rstrip("0").rstrip(".") if "." in written else written
+    return "0" if written == "-0" else written
+
+
+def read_choice(text, choices):
+    """The one letter of `choices` that `text` begins with, in lower case: "(B)." -> "b"; None for
+    no letter, for "a or b", and for the article in "a number"."""
+    letter = rf"(?:(?:option|choice)\s?)?[(\[]?([{re.escape(choices)}])(?![a-z0-9])"
+    match = re.match(letter + r"(?=\s{0,3}(?:[^\w\s(]|$)|\s?\n|\s(?:because|since)\b)", text, re.I)
+    second = rf"\W{{0,5}}(?:or|and)\W{{1,5}}{letter}|[)\]]?\s?[,/&]\s?{letter}"
+    if match is None or re.match(second, text[match.end():], re.I):
+        return None
+    return match[1].lower()
+
+
+def before_next_question(response):
+    """The response up to a next question that the model made up for itself."""
+    return NEXT_QUESTION.split(response, maxsplit=1)[0]
+
+
+def stated_answers(response):
+    """What follows each marker ("The answer is", "####", "\\boxed{", "A:"), the last one first."""
+    response = before_next_question(response)
+    return [OPENING.sub("", response[match.end():match.end() + SPAN], count=1)
+            for match in reversed(list(MARKER.finditer(response)))]
+
+
+def extract_answer(response, cot="nl", choices=None):
+    """The final answer of a response, normalised, or None. It counts only when it is stated: the
+    last number of a solution is not an answer. choices: the letters of a multiple-choice task."""
+    if cot not in ("nl", "program"):
+        raise ValueError(f"cot is 'nl' or 'program', not {cot!r}")
+    if cot == "program":
+        if choices is None:
+            return run_program(response)
+        value = interpret(before_next_question(response))
+        letter = str(value).strip().lower() if isinstance(value, str) else ""
+        return letter if len(letter) == 1 and letter in choices.lower() else None
+    for text in stated_answers(response):
+        if choices is not None and (answer := read_choice(text, choices)) is not None:
+            return answer
+        if choices is None and re.search("[0-9]", CLAUSE_END.split(text, maxsplit=1)[0]):
+            return read_number(text)
+    return None
+
+
+def run_program(program, timeout=1.0):
+    """The number that the program's solution() returns, normalised as extract_answer does, or None.
+
+    Never raises, never touches the host: see programs.py. timeout: seconds of CPU time.
+    """
+    if not isinstance(program, str):
+        return None
+    value = interpret(before_next_question(program), timeout)
+    return read_number(repr(value)) if type(value) in (int, float) else None
+
+
+def same_answer(extracted, answer, choices=None):
+    """Letters are compared as letters, whole numbers and fractions exactly, and within 0.01, the
+    papers' tolerance, where either side is a decimal."""
+    if choices is not None:
+        return extracted is not None and extracted == answer.strip().lower()
+    answer = read_number(answer)
+    if extracted is None or answer is None:
+        return False
+    if "." in extracted + answer:
+        return abs(Fraction(extracted) - Fraction(answer)) <= TOLERANCE
+    return Fraction(extracted) == Fraction(answer)
+
+
+def is_correct(response, answer, cot="nl", choices=None):
+    """Whether the response's final answer is `answer`; see same_answer."""
+    return same_answer(extract_answer(response, cot, choices), answer, choices)
+
+
+def reward(response, answer, cot="nl", choices=None, partial=0.1):
+    """1.0 for the right answer, `partial` for another number, else 0.0 (section 3.2 of the paper);
+    in multiple choice a wrong letter is worth nothing, since any letter is an answer."""
+    extracted = extract_answer(response, cot, choices)
+    if same_answer(extracted, answer, choices):
+        return 1.0
+    return partial if extracted is not None and choices is None else 0.0
+
+
+def careful_share(responses, cot="nl"):
+    """Fraction of the responses in the embedded task's careful style: sums taken apart, as in
+    `47 + 28: 7 + 8 = 15, ...`, or a program with named intermediate results. 0.0 for none."""
+    style = re.compile(r"\d [-+x] \d+:" if cot == "nl" else r"^ +\w+ = ", re.M)
+    return sum(bool(style.search(text)) for text in responses) / max(1, len(responses))
+
+
+# ---- by hand --------------------------------------------------------------------------------
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Show how a response is read and what it scores.")
+    parser.add_argument("response", help="what the model wrote")
+    parser.add_argument("--answer", required=True, help="the right answer")
+    parser.add_argument("--cot", choices=("nl", "program"), default="nl", help="words or a program")
+    parser.add_argument("--choices", help="the letters of a multiple-choice task, e.g. abcde")
+    args = parser.parse_args(argv)
+    if args.cot == "program":
+        print(f"solution() returns  {interpret(args.response)!r}")
+    for text in stated_answers(args.response)[:1] if args.cot == "nl" else ():
+        print(f"last stated         {text.strip()[:60]!r}")
+    extracted = extract_answer(args.response, args.cot, args.choices)
+    print(f"read as             {extracted or 'no answer'}")
+    correct = same_answer(extracted, args.answer, args.choices)
+    rule = "as letters" if args.choices else "exactly, decimals within 0.01"
+    verdict = "equal" if correct else "unequal"
+    print(f"right answer        {args.answer}; compared {rule}: {verdict}")
+    print(f"reward              {reward(args.response, args.answer, args.cot, args.choices)}")
+
+
+if __name__ == "__main__":
+    main()
