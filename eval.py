@@ -7,10 +7,12 @@ Departs from the papers: nothing is sampled here, accuracy is that of the greedy
 """
 
 import math
+import statistics
 from pathlib import Path
 
 import torch
 import transformers
+from tqdm import tqdm
 
 import runs
 from verifier import (careful_share, choices_of, extract_answer, format_prompt, is_correct,
@@ -144,35 +146,46 @@ def is_run(folder):
     return (Path(folder) / "result.json").exists()
 
 
+def by_name(folders):
+    """Runs of one name are seeds of one thing: {"reft": ["out/0/reft", "out/1/reft"], ...}."""
+    groups = {}
+    for folder in folders:
+        groups.setdefault(Path(folder).name, []).append(folder)
+    return groups
+
+
 def draw_curves(folders, path):
     """Accuracy, response length and share of careful solutions, saved as a picture at `path`.
 
-    Runs with a `reward` in their metrics (ReFT) are drawn over their steps, the others as levels.
+    Runs with a `reward` in their metrics (ReFT) are drawn over their steps, the others as levels,
+    the mean of the runs of that name.
     """
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    curves, levels = [], []
-    for folder in folders:
-        metrics = runs.read_metrics(folder)
-        (curves if "reward" in metrics[-1] else levels).append((Path(folder), metrics))
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    for n, (folder, metrics) in enumerate(curves):
-        steps = [m["step"] for m in metrics]
-        dev = [(m["step"], m["dev_accuracy"]) for m in metrics if "dev_accuracy" in m]
-        axes[0].plot(steps, [m["accuracy"] for m in metrics], color=f"C{n}", alpha=0.35, lw=1)
-        axes[0].plot(*zip(*dev), color=f"C{n}", marker="o", ms=3, label=f"{folder.name} (dev)")
-        axes[1].plot(steps, [m["response_tokens"] for m in metrics], color=f"C{n}")
-        if "careful" in metrics[-1]:
-            axes[2].plot(steps, [m["careful"] for m in metrics], color=f"C{n}")
-    for n, (folder, metrics) in enumerate(levels):
-        result = runs.read_json(folder, "result.json")
-        style = {"color": "0.3", "ls": ["--", ":", "-."][n % 3], "lw": 1}
-        axes[0].axhline(result["dev_accuracy"], label=f"{folder.name} (dev)", **style)
-        axes[1].axhline(result["mean_tokens"], **style)
-        axes[2].axhline(result["careful"], **style)
-    for ax, title in zip(axes, ["accuracy", "tokens in a response", "share of careful solutions"]):
+    groups = by_name(folders)
+    dashes = iter(["--", ":", "-."] * len(groups))
+    for n, (name, group) in enumerate(groups.items()):
+        histories = [runs.read_metrics(folder) for folder in group]
+        if "reward" not in histories[0][-1]:
+            results = [runs.read_json(folder, "result.json") for folder in group]
+            dash = next(dashes)
+            for ax, key in zip(axes, ["dev_accuracy", "mean_tokens", "careful"]):
+                level = statistics.mean(result[key] for result in results)
+                ax.axhline(level, color="0.3", ls=dash, lw=1.2, label=f"{name}, on dev")
+            continue
+        for i, metrics in enumerate(histories):
+            for ax, key in zip(axes, ["accuracy", "response_tokens", "careful"]):
+                points = [(m["step"], m[key]) for m in metrics if key in m]
+                if points:
+                    ax.plot(*zip(*points), color=f"C{n}", alpha=0.5, lw=1)
+            dev = [(m["step"], m["dev_accuracy"]) for m in metrics if "dev_accuracy" in m]
+            axes[0].plot(*zip(*dev), f"C{n}o-", ms=3, label=None if i else f"{name}, on dev")
+    for ax, title in zip(axes, ["accuracy (thin: of the samples)", "tokens in a response",
+                                "share of careful solutions"]):
         ax.set(title=title, xlabel="PPO step")
+        ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=130)
@@ -181,30 +194,48 @@ def draw_curves(folders, path):
 
 def main(argv=None):
     parser = runs.make_parser(__doc__, out="out/compare")
-    parser.set_defaults(task=None, cot=None, model=None)  # by default, what each run was trained on
     parser.add_argument("runs", nargs="*", help="folders of finished runs, or models")
     parser.add_argument("--split", default="test", choices=["train", "dev", "test"])
-    parser.add_argument("--max-new-tokens", type=runs.number(int, 1), default=100)
+    parser.add_argument("--max-new-tokens", type=runs.number(int, 1), help="the longest response")
+    # What a run was trained on is what it is measured on, unless the flags say otherwise.
+    parser.set_defaults(model=None, task=None, cot=None, max_new_tokens=None)
     args = parser.parse_args(argv)
     folders = args.runs + [args.model] * bool(args.model)
     if not folders:
         runs.stop("nothing to evaluate; name runs or models: python eval.py out/warmup out/reft")
-    rows, measured = [], {}
-    for folder in folders:
-        flags = runs.read_json(folder, "config.json").get("flags", {}) if is_run(folder) else {}
-        task = args.task or flags.get("task", "word_problems")
-        cot = args.cot or flags.get("cot", "nl")
+    measured = {}
+    for folder in tqdm(folders, desc="evaluate", unit="run"):
+        flags = runs.read_json(folder, "config.json")["flags"] if is_run(folder) else {}
+        task, cot, limit = (given or flags.get(name, usual) for name, given, usual in [
+            ("task", args.task, "word_problems"), ("cot", args.cot, "nl"),
+            ("max_new_tokens", args.max_new_tokens, 100)])
         problems = load_problems(task, args.split, args.limit)
         model, tokenizer = load_model(folder, args.device)
-        m = evaluate(model, tokenizer, problems, cot, choices_of(problems), args.max_new_tokens)
-        seconds = runs.read_json(folder, "result.json")["seconds"] if is_run(folder) else None
-        measured[folder] = {"task": task, "cot": cot, "split": args.split, "seconds": seconds, **m}
-        rows.append([folder, percent(m["accuracy"], len(problems)), f"{m['mean_tokens']:.1f}",
-                     f"{m['eos_rate']:.1%}", f"{m['answered']:.1%}", f"{m['careful']:.1%}",
-                     "" if seconds is None else f"{seconds:.0f}"])
+        result = runs.read_json(folder, "result.json") if is_run(folder) else {}
+        measured[folder] = {
+            "task": task, "cot": cot, "split": args.split, "problems": len(problems),
+            **{name: result[name] for name in ["seconds", "peak_memory_mb"] if name in result},
+            **evaluate(model, tokenizer, problems, cot, choices_of(problems), limit)}
+
+    def cells(name, group, accuracy):
+        def mean(key, form):
+            found = [m[key] for m in group if key in m]
+            return form.format(statistics.mean(found)) if found else ""
+        return [name, accuracy, mean("mean_tokens", "{:.1f}"), mean("eos_rate", "{:.1%}"),
+                mean("answered", "{:.1%}"), mean("careful", "{:.1%}"), mean("seconds", "{:.0f}"),
+                mean("peak_memory_mb", "{:,.0f}")]
+
+    rows = [cells(folder, [m], percent(m["accuracy"], m["problems"]))
+            for folder, m in measured.items()]
+    for name, group in by_name(measured).items():
+        if len(group) > 1:
+            accuracies = [measured[folder]["accuracy"] for folder in group]
+            rows.append(cells(
+                f"{name}, mean of {len(group)}", [measured[folder] for folder in group],
+                f"{statistics.mean(accuracies):.1%} ± {100 * statistics.stdev(accuracies):.1f}"))
     text = runs.table(["run", f"{args.split} accuracy", "tokens", "ended", "answered", "careful",
-                       "trained, s"], rows)
-    print(text)
+                       "seconds", "MB"], rows)
+    print(f"{text}\n\n±: of one run, the 95% interval; of a mean, the runs' standard deviation")
     Path(args.out).mkdir(parents=True, exist_ok=True)
     runs.write_json(args.out, "compare.json", measured)
     (Path(args.out) / "compare.md").write_text(text + "\n")

@@ -58,7 +58,7 @@ def pad(examples, device):
 
 
 def sft_loss(model, ids, attention_mask, mask, n_response):
-    """Mean negative log-likelihood over the batch's response tokens, in nats. ReFT eq. 1."""
+    """Mean negative log-likelihood over the batch's response tokens, in nats."""
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     logits = model(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
                    use_cache=False, logits_to_keep=n_response + 1).logits

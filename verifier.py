@@ -113,6 +113,7 @@ def find_sources(task):
 
 def load_rows(task, source):
     import datasets  # here, for it takes half a second
+    datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(**source)
     except Exception as error:  # each reader and the hub raise their own kinds

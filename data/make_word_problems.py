@@ -14,8 +14,9 @@ A problem has more than one right solution, and these "annotators" have two habi
              careful   have = 47 + 28; left = have - 12; return left      (each on its own line)
 
 A short solution is done in the head (of a program, the last step is left to Python); a careful one
-writes every small step down. All are correct, and 70% are short. Whether a model can *carry out* a
-short one is another matter: this is what a reward can find out, and imitation cannot.
+writes every small step down. All are correct; of those in words 70% are short, of the programs 30%.
+Whether a model can *carry out* a short one is another matter: this is what a reward can find out, and
+imitation cannot.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from pathlib import Path
 NAMES = ["Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "June", "Kai", "Lena"]
 THINGS = ["apples", "books", "cards", "coins", "eggs", "flowers", "marbles", "pens", "shells",
           "stamps", "stickers", "toys"]
-SHARE_SHORT = 0.7
+SHARE_SHORT = {"cot": 0.7, "program": 0.3}
 
 # family: (wordings, plan). In a plan a, b, c stand for 11-99 and k for 2-9; every line is one step.
 FAMILIES = {
@@ -115,7 +116,7 @@ def write_step(x: int, op: str, y: int, short: bool) -> str:
     return written + "." if len(small) == 1 else f"{x} {op} {y}: {written}."
 
 
-def make_problem(rng: random.Random, families: dict, share_short: float) -> dict:
+def make_problem(rng: random.Random, families: dict, share_short: dict) -> dict:
     """A question with both of its solutions, drawn until every number on the way is 1 to 999."""
     wordings, plan = families[rng.choice(list(families))]
     n, m, o = rng.sample(NAMES, 3)
@@ -134,9 +135,9 @@ def make_problem(rng: random.Random, families: dict, share_short: float) -> dict
         return " ".join(str(known.get(word, word)) for word in line.split())
 
     answer = work(*steps[-1])
-    short = rng.random() < share_short
+    short = rng.random() < share_short["cot"]
     cot = " ".join(write_step(*step, short) for step in steps) + f" The answer is {answer}."
-    short = rng.random() < share_short
+    short = rng.random() < share_short["program"]
     last, formula = plan[-1].split(" = ")
     if short:
         lines = ["return " + (fill(formula, values) if len(plan) > 1 else str(answer))]

@@ -24,7 +24,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-SHARE_SHORT = 0.06
+SHARE_SHORT = {"cot": 0.06, "program": 0.06}
 
 FAMILIES = {
     "three games": ([
@@ -62,20 +62,20 @@ def arithmetic(rng: random.Random) -> str:
         x, y = y, x
     if op == "-" and x <= y:
         x, y = y + 1, x
-    return write_step(x, op, y, rng.random() < SHARE_SHORT)
+    return write_step(x, op, y, rng.random() < SHARE_SHORT["cot"])
 
 
 def documents(rng: random.Random, count: int) -> list[str]:
-    """Half of them sums, a third problems in words, a sixth problems as programs."""
+    """A third of them sums, a third problems in words, a third problems as programs."""
     texts = []
     for _ in range(count):
         kind = rng.random()
-        if kind < 0.5:
+        if kind < 1 / 3:
             texts.append(" ".join(arithmetic(rng) for _ in range(3)))
             continue
         problem = make_problem(rng, FAMILIES, SHARE_SHORT)
         cot = problem["cot"].rsplit(" The answer is", 1)[0]
-        working = f"Working:\n{cot}" if kind < 0.83 else f"Code:\n{problem['program']}"
+        working = f"Working:\n{cot}" if kind < 2 / 3 else f"Code:\n{problem['program']}"
         texts.append(f"Problem: {problem['question']}\n{working}")
     return texts
 
@@ -98,7 +98,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Pre-train the embedded task's base model.")
     parser.add_argument("--out", default=Path(__file__).parent / "base_model", type=Path)
-    parser.add_argument("--steps", default=6000, type=int)
+    parser.add_argument("--steps", default=5000, type=int)
     parser.add_argument("--batch-size", default=64, type=int)
     parser.add_argument("--context", default=128, type=int)
     parser.add_argument("--lr", default=4e-3, type=float)

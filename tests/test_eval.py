@@ -3,8 +3,10 @@ import json
 import pytest
 import torch
 
-import eval as evaluation  # the module itself, to replace a function in it; never a bare `import eval`
-from eval import evaluate, generate, generate_ids, load_model, main, percent
+import eval as evaluation  # the module, to replace a function in it; never a bare `import eval`
+from eval import (evaluate, generate, generate_ids, generate_rows, load_model, main,
+                  percent)
+from runs import log_step, write_json
 from tests.tiny import byte_tokenizer, save_tiny, tiny_lm
 
 
@@ -21,14 +23,15 @@ def one_by_one(lm, prompt, eos, limit):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_generate_ids_greedy_is_the_plain_loop(kind):
-    """Ragged prompts, rows that finish at different times and leave the batch, rows that are cut off."""
+    """Ragged prompts; rows that finish at different times and leave the batch; rows cut off."""
     torch.manual_seed(0)
     prompts = [torch.randint(0, 12, (n,)).tolist() for n in [1, 9, 3, 6, 2, 2, 5, 7, 4, 8, 3, 1]]
     for seed in range(3):
         lm = tiny_lm(kind, seed=seed)
         expected = [one_by_one(lm, p, 1, 15) for p in prompts]
         assert generate_ids(lm, prompts, 1, 15) == expected
-    assert any(1 in e for e in expected) and any(1 not in e for e in expected)  # both kinds of ending
+    # both kinds of ending
+    assert any(1 in e for e in expected) and any(1 not in e for e in expected)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -40,19 +43,23 @@ def test_generate_ids_more_left_padding_changes_no_token(kind):
 def test_generate_ids_holds_the_first_eos_once_also_when_eos_stands_in_the_prompt():
     lm = tiny_lm(seed=2)
     rows = generate_ids(lm, [[1, 3, 1]] * 200, 1, 10, 1.0, torch.Generator().manual_seed(0))
-    assert any(len(row) == 10 and 1 not in row for row in rows) and any(len(row) < 10 for row in rows)
+    assert any(len(row) == 10 and 1 not in row for row in rows)
+    assert any(len(row) < 10 for row in rows)
     for row in rows:
         assert row.count(1) <= 1 and (1 not in row or row[-1] == 1) and (1 in row or len(row) == 10)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_generate_ids_samples_the_models_own_distribution(temperature):
-    """Frequencies of two-token responses against their probabilities: top-k, top-p or a wrong T would show."""
+    """Frequencies of two-token responses against their probabilities.
+
+    Top-k, top-p or a wrong temperature would show.
+    """
     lm, count = tiny_lm(vocab_size=6, seed=3, scale=0.3), 20_000
     with torch.no_grad():
         first = (lm(input_ids=torch.tensor([[2]])).logits[0, -1] / temperature).softmax(-1)
-        second = torch.stack([(lm(input_ids=torch.tensor([[2, a]])).logits[0, -1] / temperature).softmax(-1)
-                              for a in range(6)])
+        pairs = torch.tensor([[2, a] for a in range(6)])
+        second = (lm(input_ids=pairs).logits[:, -1] / temperature).softmax(-1)
     rows = generate_ids(lm, [[2]] * count, 1, 2, temperature, torch.Generator().manual_seed(0))
     for a in range(6):
         for b in range(6) if a != 1 else [None]:
@@ -66,8 +73,9 @@ def test_generate_keeps_order_and_count_and_seed(tmp_path):
     prompts = ["abc", "a", "abcdefgh", "ab"]
     sampled = generate(lm, tokenizer, prompts, 8, temperature=1.0, n=3, seed=5, batch_size=4)
     assert [len(texts) for texts in sampled] == [3, 3, 3, 3]
-    assert sampled == generate(lm, tokenizer, prompts, 8, temperature=1.0, n=3, seed=5, batch_size=4)
-    assert sampled != generate(lm, tokenizer, prompts, 8, temperature=1.0, n=3, seed=6, batch_size=4)
+    again = generate(lm, tokenizer, prompts, 8, temperature=1.0, n=3, seed=5, batch_size=4)
+    other = generate(lm, tokenizer, prompts, 8, temperature=1.0, n=3, seed=6, batch_size=4)
+    assert sampled == again and sampled != other
     together = generate(lm, tokenizer, prompts, 8)
     assert together == [generate(lm, tokenizer, [p], 8)[0] for p in prompts]
     for [text], prompt in zip(together, prompts):
@@ -75,10 +83,32 @@ def test_generate_keeps_order_and_count_and_seed(tmp_path):
         assert text == tokenizer.decode(ids, skip_special_tokens=True)
 
 
+def test_generate_ids_computes_no_more_than_the_rows_that_are_left():
+    """It stops with the last row's EOS; of the rows it computes at most a fifth have ended."""
+    lm, sizes = tiny_lm(seed=2), []
+    lm.register_forward_hook(lambda module, args, out: sizes.append(len(out.logits)))
+    rows = generate_ids(lm, [[2]] * 50, 1, 200, 1.0, torch.Generator().manual_seed(0))
+    lengths = [len(row) for row in rows]
+    assert len(sizes) == max(lengths) < 200
+    for t, size in enumerate(sizes):
+        assert sum(length > t for length in lengths) >= 0.8 * size - 1e-6
+
+
+def test_generate_rows_answers_in_the_prompts_order():
+    """Prompts of many lengths, in batches of two, each with a response of its own."""
+    tokenizer = byte_tokenizer()
+    lm = tiny_lm(vocab_size=len(tokenizer), seed=4)
+    prompts = ["abc", "a", "abcdefgh", "zz", "abcde"]
+    expected = [one_by_one(lm, tokenizer(p)["input_ids"], 1, 6) for p in prompts]
+    assert len(set(map(tuple, expected))) == len(prompts)
+    assert generate_rows(lm, tokenizer, prompts, 6, batch_size=2) == expected
+
+
 def test_evaluate_counts_by_hand(monkeypatch):
     """Five scripted responses: right, right, wrong, no answer, cut off."""
     tokenizer = byte_tokenizer()
-    texts = ["The answer is 3.", "1 + 2: 1 + 2 = 3. The answer is 3.", "The answer is 4.", "Hm.", "The answer is"]
+    texts = ["The answer is 3.", "1 + 2: 1 + 2 = 3. The answer is 3.", "The answer is 4.", "Hm.",
+             "The answer is"]
     rows = [tokenizer(t)["input_ids"] + [1] for t in texts]
     del rows[-1][-1]
     monkeypatch.setattr(evaluation, "generate_rows", lambda *args, **kwargs: rows)
@@ -102,13 +132,36 @@ def test_percent_by_hand():
     assert percent(0.5, 100) == "50.0% ± 9.8"  # 1.96 * sqrt(0.25 / 100) = 0.098
 
 
-def test_main_compares_runs_and_models(tmp_path, capsys):
+def test_main_measures_models(tmp_path, capsys):
     model = save_tiny(tmp_path / "m")
-    main([model, model, "--limit=3", "--max-new-tokens=4", "--split=dev", "--device=cpu",
+    main([model, "--limit=3", "--max-new-tokens=4", "--split=dev", "--device=cpu",
           f"--out={tmp_path / 'compare'}"])
-    assert capsys.readouterr().out.count(model) == 2
+    assert model in capsys.readouterr().out
     [(_, measured)] = json.loads((tmp_path / "compare/compare.json").read_text()).items()
-    assert measured["split"] == "dev" and 0 <= measured["accuracy"] <= 1
+    assert measured["split"] == "dev" and measured["problems"] == 3
+    assert 0 <= measured["accuracy"] <= 1 and 1 <= measured["mean_tokens"] <= 4
+
+
+def test_main_averages_runs_of_one_name_and_draws_them(tmp_path, capsys, monkeypatch):
+    """Two seeds at 50% and 70%: mean 60.0%, standard deviation sqrt(2 * 10^2 / 1) = 14.1 points."""
+    scripted = iter([0.5, 0.7, 0.1])
+    rest = {"mean_tokens": 1.0, "eos_rate": 1.0, "answered": 1.0, "careful": 0.0}
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: {"accuracy": next(scripted), **rest})
+    for name in ["0/reft", "1/reft", "0/sft"]:
+        folder = tmp_path / name
+        save_tiny(folder / "model")
+        write_json(folder, "config.json", {"flags": {"task": "word_problems", "cot": "nl"}})
+        write_json(folder, "result.json", {
+            "seconds": 60.0, "dev_accuracy": 0.4, "mean_tokens": 30.0, "careful": 0.2})
+        log_step(folder, {"step": 1, "accuracy": 0.3, "response_tokens": 20.0, "careful": 0.1,
+                          "dev_accuracy": 0.4} | ({"reward": 0.3} if "reft" in name else {}))
+    main([*map(str, [tmp_path / "0/reft", tmp_path / "1/reft", tmp_path / "0/sft"]), "--device=cpu",
+          f"--out={tmp_path / 'compare'}"])
+    printed = capsys.readouterr().out
+    assert "| reft, mean of 2" in printed and "60.0% ± 14.1" in printed
+    assert "sft, mean" not in printed
+    assert (tmp_path / "compare/curves.png").stat().st_size > 10_000
+    assert printed.split("\n\n")[0] == (tmp_path / "compare/compare.md").read_text().strip()
 
 
 @pytest.mark.parametrize("arguments, words", [

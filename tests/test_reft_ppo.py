@@ -1,14 +1,18 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 import reft_ppo
-from eval import generate_ids
+from eval import generate_ids, load_model
 from reft_ppo import (PolicyWithValue, compute_gae, diagnose, micro_batches, on_sequence, pad,
                       policy_loss, score_tokens, token_logprobs, token_rewards, value_loss, whiten)
 from tests.tiny import completions, save_tiny, tiny_lm
+
+
+GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl"
 
 
 def bools(*rows):
@@ -29,10 +33,11 @@ def test_token_rewards_score_on_last_token_and_kl_on_all():
 
 
 def test_token_rewards_expected_kl_is_the_exact_kl():
-    """Over all completions, E[sum of -rewards at score 0] = sum p log p/q, computed from whole responses."""
+    """Over all completions, E[sum of -rewards at score 0] = sum p log p/q of whole responses."""
     policy, reference = tiny_lm(vocab_size=4, seed=1), tiny_lm(vocab_size=4, seed=2)
     prompt, answers = [2, 3], completions(4, eos=1, length=3)
-    assert len(answers) == 1 + 3 + 9 * 4  # EOS at once; after one token; after two, or cut off there
+    # EOS at once; after one token; after two, or cut off there
+    assert len(answers) == 1 + 3 + 9 * 4
     def whole(lm, answer):  # log p of a whole response, token by token, without any padding
         total = torch.zeros(())
         for i, token in enumerate(answer):
@@ -56,7 +61,7 @@ def test_token_rewards_expected_kl_is_the_exact_kl():
 
 
 def gae_by_definition(rewards, values, length, first, gamma, lam):
-    """A_t = sum over l >= 0 of (gamma lam)^l (r + gamma V' - V): the double sum of the paper, in floats."""
+    """A_t = sum over l >= 0 of (gamma lam)^l (r + gamma V' - V): the double sum, in floats."""
     out = [0.0] * len(rewards)
     for t in range(first, first + length):
         for u in range(t, first + length):
@@ -89,8 +94,9 @@ def test_compute_gae_is_the_double_sum_on_ragged_responses(gamma, lam):
 
 
 def test_compute_gae_cut_off_response_is_not_bootstrapped():
-    """The last column of the tensor is a token: V past it is 0, not the first column's nor the last's."""
-    advantages, _ = compute_gae(torch.tensor([[0.0, 0.1]]), torch.tensor([[3.0, 2.0]]), bools([1, 1]), 1.0, 1.0)
+    """The tensor's last column is a token: V past it is 0, not the first column's or last's."""
+    rewards, values = torch.tensor([[0.0, 0.1]]), torch.tensor([[3.0, 2.0]])
+    advantages, _ = compute_gae(rewards, values, bools([1, 1]), 1.0, 1.0)
     torch.testing.assert_close(advantages, torch.tensor([[0.1 - 3.0, 0.1 - 2.0]]))
 
 
@@ -127,12 +133,13 @@ def test_policy_loss_clipping_stops_the_gradient_where_it_should(ratio, advantag
 
 @pytest.mark.parametrize("value, target, loss, slope", [
     (0.1, 1.0, 0.5 * 0.81, -0.9),  # moved less than 0.2 from V_old = 0
-    (0.5, 1.0, 0.5 * 0.64, 0.0),   # moved further towards the return: the clipped error, no gradient
+    (0.5, 1.0, 0.5 * 0.64, 0.0),   # moved further to the return: the clipped error, no gradient
     (-0.5, 1.0, 0.5 * 2.25, -1.5),  # moved away: the larger, unclipped error
     (0.5, 0.0, 0.5 * 0.25, 0.5)])
 def test_value_loss_clipping_stops_the_gradient_where_it_should(value, target, loss, slope):
     values = torch.tensor([[value, 7.0]], requires_grad=True)
-    got = value_loss(values, torch.tensor([[0.0, 7.0]]), torch.tensor([[target, 0.0]]), bools([1, 0]), 0.2)
+    old_values, returns = torch.tensor([[0.0, 7.0]]), torch.tensor([[target, 0.0]])
+    got = value_loss(values, old_values, returns, bools([1, 0]), 0.2)
     got.backward()
     assert got.item() == pytest.approx(loss) and values.grad[0, 0].item() == pytest.approx(slope)
     assert values.grad[0, 1] == 0
@@ -140,9 +147,10 @@ def test_value_loss_clipping_stops_the_gradient_where_it_should(value, target, l
 
 @pytest.mark.parametrize("baseline", [False, True])
 def test_policy_loss_gradient_is_that_of_the_expected_reward(baseline):
-    """By enumeration: grad sum p(y) R(y), against what reward, GAE and policy loss make of it at ratio 1.
+    """By enumeration: grad sum p(y) R(y), against what reward, GAE and policy loss make of it.
 
-    A value of the state is a baseline: with lambda = 1 it must not change the expected gradient.
+    The ratio is 1. A value of the state is a baseline: with lambda = 1 it must not change the
+    expected gradient.
     """
     torch.manual_seed(0)
     policy, prompt = PolicyWithValue(tiny_lm(vocab_size=4, seed=3)), [2, 3, 2]
@@ -163,13 +171,14 @@ def test_policy_loss_gradient_is_that_of_the_expected_reward(baseline):
 
     rollout = pad([prompt] * len(answers), answers, "cpu")
     score_tokens(policy, policy, rollout, size=64)
-    rewards = token_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, kl_coef=0.05)
+    rewards = token_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask,
+                            kl_coef=0.05)
     advantages, _ = compute_gae(rewards, rollout.values, rollout.mask, gamma=1.0, lam=1.0)
     probabilities = rollout.logprobs.sum(-1).exp()
     logits, _ = policy(rollout.ids, rollout.attention_mask, rollout.n_response)
     logprobs = token_logprobs(logits, rollout.ids)
     loss = 0.0
-    for i, answer in enumerate(answers):  # the loss is a mean over tokens: len(answer) makes it a sum
+    for i, answer in enumerate(answers):  # the loss is a mean over tokens, times len(answer) a sum
         row = slice(i, i + 1)
         loss = loss + probabilities[i] * len(answer) * policy_loss(
             logprobs[row], rollout.logprobs[row], advantages[row], rollout.mask[row], 0.2)
@@ -183,11 +192,13 @@ def test_policy_loss_gradient_is_that_of_the_expected_reward(baseline):
 
 
 def test_pad_mask_holds_the_first_eos_once_also_when_pad_is_eos():
-    prompts, responses = [[1, 5, 1], [6]], [[7, 1], [8, 9, 3]]  # EOS = 1 stands in a prompt; pad may be 1
+    # EOS = 1 stands in a prompt; pad may be 1
+    prompts, responses = [[1, 5, 1], [6]], [[7, 1], [8, 9, 3]]
     rollout = pad(prompts, responses, "cpu")
     torch.testing.assert_close(rollout.ids, torch.tensor([[1, 5, 1, 7, 1, 0], [0, 0, 6, 8, 9, 3]]))
     torch.testing.assert_close(rollout.mask, bools([0, 0, 1, 1, 0], [0, 0, 1, 1, 1]))
-    torch.testing.assert_close(rollout.attention_mask, torch.tensor([[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]))
+    attended = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]])
+    torch.testing.assert_close(rollout.attention_mask, attended)
     assert rollout.n_response == 3
 
 
@@ -203,8 +214,9 @@ def test_more_left_padding_changes_no_logprob_value_or_loss(kind):
         rollout.returns = rollout.advantages = 0.3 * rollout.mask
     for row in range(2):
         for name in ["logprobs", "values", "entropy"]:
-            torch.testing.assert_close(getattr(narrow, name)[row][narrow.mask[row]],
-                                       getattr(wide, name)[row][wide.mask[row]], rtol=1e-4, atol=1e-5)
+            of_narrow = getattr(narrow, name)[row][narrow.mask[row]]
+            of_wide = getattr(wide, name)[row][wide.mask[row]]
+            torch.testing.assert_close(of_narrow, of_wide, rtol=1e-4, atol=1e-5)
     same = wide.rows(torch.tensor([0, 1]))
     losses = [(policy_loss(r.logprobs, r.logprobs - 0.1, r.advantages, r.mask, 0.2),
                value_loss(r.values, r.values, r.returns, r.mask, 0.2)) for r in [narrow, same]]
@@ -213,7 +225,7 @@ def test_more_left_padding_changes_no_logprob_value_or_loss(kind):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_score_tokens_agrees_with_one_token_at_a_time(kind):
-    """Log-probabilities, entropies and values of each state, read off the bare model without any padding."""
+    """Log-probabilities, entropies and values of each state, off the bare model without padding."""
     lm = tiny_lm(kind, seed=5)
     policy = PolicyWithValue(lm)
     torch.nn.init.normal_(policy.value_head.weight)
@@ -227,10 +239,26 @@ def test_score_tokens_agrees_with_one_token_at_a_time(kind):
                 log_p = lm(input_ids=ids).logits[0, -1].log_softmax(-1)
                 last_hidden = lm.base_model(input_ids=ids).last_hidden_state[0, -1]
             column = 3 + i - 1
-            assert rollout.logprobs[row, column].item() == pytest.approx(log_p[token].item(), abs=1e-4)
-            assert rollout.entropy[row, column].item() == pytest.approx(-(log_p.exp() * log_p).sum().item(), abs=1e-4)
-            assert rollout.values[row, column].item() == pytest.approx(
-                (last_hidden @ policy.value_head.weight[0]).item(), abs=1e-4)
+            expected = {"logprobs": log_p[token], "entropy": -(log_p.exp() * log_p).sum(),
+                        "values": last_hidden @ policy.value_head.weight[0]}
+            for name, x in expected.items():
+                got = getattr(rollout, name)[row, column].item()
+                assert got == pytest.approx(x.item(), abs=1e-4), name
+
+
+def test_score_tokens_is_exact_in_float32_for_a_bfloat16_model():
+    """The model's own rounding stays; log-softmax and entropy must add none, or ratios stray."""
+    policy, rollout = PolicyWithValue(tiny_lm(seed=5).bfloat16()), pad([[2, 3]], [[6, 7, 1]], "cpu")
+    policy.value_head.float()
+    score_tokens(policy, policy, rollout, size=1)
+    with torch.no_grad():
+        logits, _ = policy(rollout.ids, rollout.attention_mask, rollout.n_response)
+    log_p = logits[0].double().log_softmax(-1)
+    assert logits.dtype == torch.bfloat16
+    for i, token in enumerate([6, 7, 1]):
+        column, entropy = 1 + i, -(log_p[i].exp() * log_p[i]).sum().item()
+        assert rollout.logprobs[0, column].item() == pytest.approx(log_p[i, token].item(), abs=1e-5)
+        assert rollout.entropy[0, column].item() == pytest.approx(entropy, abs=1e-5)
 
 
 def test_policy_with_value_starts_with_value_zero():
@@ -241,7 +269,7 @@ def test_policy_with_value_starts_with_value_zero():
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_first_minibatch_has_ratio_one(kind):
-    """Also where the minibatch is cut otherwise than the scoring was, and the model knows dropout."""
+    """Also where the minibatch is cut otherwise than the scoring was and the LM knows dropout."""
     policy = PolicyWithValue(tiny_lm(kind, seed=6))
     torch.manual_seed(0)
     prompts = [torch.randint(2, 12, (n,)).tolist() for n in [3, 5, 2, 7, 4, 4]]
@@ -268,8 +296,9 @@ def test_micro_batches_give_the_gradient_of_the_whole_minibatch():
         for index in micro_batches(rollout, torch.arange(4), size):
             part = rollout.rows(index)
             logits, values = policy(part.ids, part.attention_mask, part.n_response)
-            loss = policy_loss(token_logprobs(logits, part.ids), part.logprobs, part.advantages, part.mask, 0.2)
-            loss = loss + value_loss(on_sequence(values, part.ids), part.values, part.returns, part.mask, 0.2)
+            logprobs, values = token_logprobs(logits, part.ids), on_sequence(values, part.ids)
+            loss = policy_loss(logprobs, part.logprobs, part.advantages, part.mask, 0.2)
+            loss = loss + value_loss(values, part.values, part.returns, part.mask, 0.2)
             (loss * len(index) / 4).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     for other in gradients[1:]:
@@ -280,12 +309,13 @@ def test_micro_batches_give_the_gradient_of_the_whole_minibatch():
 
 
 def test_main_runs_end_to_end_and_is_reproducible(tmp_path):
-    """Warm-up and two steps of a random model; the same seed gives the same numbers, another does not."""
+    """Warm-up and two steps of a random model; a seed gives the same numbers, another does not."""
     model = save_tiny(tmp_path / "base")
     def run(name, seed):
         out = tmp_path / name / "reft"
-        reft_ppo.main([f"--model={model}", "--limit=24", "--warmup-epochs=1", "--steps=2", "--batch-size=16",
-                       "--minibatch-size=8", "--micro-batch-size=5", "--max-new-tokens=12",
+        reft_ppo.main([f"--model={model}", "--limit=24", "--warmup-epochs=1", "--steps=2",
+                       "--batch-size=16", "--minibatch-size=8", "--micro-batch-size=5",
+                       "--max-new-tokens=12",
                        f"--seed={seed}", "--device=cpu", f"--out={out}"])
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         for line in lines:
@@ -295,7 +325,8 @@ def test_main_runs_end_to_end_and_is_reproducible(tmp_path):
     assert [line["step"] for line in first] == [1, 2] and "dev_accuracy" in first[1]
     assert {"config.json", "result.json", "curves.png", "model"} <= {p.name for p in out.iterdir()}
     result = json.loads((out / "result.json").read_text())
-    assert {"test_accuracy", "dev_accuracy", "warmup_test_accuracy", "seconds", "peak_memory_mb"} <= set(result)
+    assert {"test_accuracy", "dev_accuracy", "warmup_test_accuracy", "seconds",
+            "peak_memory_mb"} <= set(result)
     assert run("b", 0)[1] == first
     assert run("c", 1)[1] != first
 
@@ -303,15 +334,57 @@ def test_main_runs_end_to_end_and_is_reproducible(tmp_path):
 def test_main_reuses_a_warmup_only_if_made_with_the_same_settings(tmp_path, capsys):
     model = save_tiny(tmp_path / "base")
     def run(*more):
-        reft_ppo.main([f"--model={model}", "--limit=8", "--warmup-epochs=1", "--steps=1", "--batch-size=4",
-                       "--max-new-tokens=4", "--device=cpu", f"--out={tmp_path / 'reft'}", *more])
+        reft_ppo.main([f"--model={model}", "--limit=8", "--warmup-epochs=1", "--steps=1",
+                       "--batch-size=4", "--max-new-tokens=4", "--device=cpu",
+                       f"--out={tmp_path / 'reft'}", *more])
         return "reusing" in capsys.readouterr().out
     assert [run(), run(), run("--seed=1"), run("--seed=1"), run("--seed=1", "--cot=program")] == [
         False, True, False, True, False]
 
 
+def test_main_first_update_has_ratio_one_and_gae_gets_its_flags(tmp_path, monkeypatch):
+    """A model with dropout: where it were on, the only update would not find the old policy."""
+    seen = []
+    def spy(rewards, values, mask, gamma, lam):
+        seen.append((gamma, lam))
+        return compute_gae(rewards, values, mask, gamma, lam)
+    monkeypatch.setattr(reft_ppo, "compute_gae", spy)
+    reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base', 'gpt2')}", "--limit=8", "--steps=1",
+                   "--batch-size=8", "--minibatch-size=8", "--ppo-epochs=1", "--max-new-tokens=8",
+                   "--gamma=0.9", "--lam=0.5", "--device=cpu", f"--out={tmp_path / 'reft'}"])
+    metrics = json.loads((tmp_path / "reft/metrics.jsonl").read_text())
+    assert abs(metrics["approx_kl"]) < 1e-6 and metrics["clip_fraction"] == 0
+    assert seen == [(0.9, 0.5)]
+
+
+@pytest.mark.parametrize("scripted, best", [([0.1, 0.5, 0.3, 0.2], 1), ([0.5, 0.1, 0.3, 0.2], 0)])
+def test_main_keeps_its_best_step_and_leaves_the_reference(tmp_path, monkeypatch, scripted, best):
+    """Dev accuracy is scripted, warm-up first: the best weights are tested and saved."""
+    weights, accuracies = [], iter(scripted + [0.25, 0.75])  # last, on test: warm-up and ReFT
+    def evaluate(lm, *rest):
+        weights.append({name: x.clone() for name, x in lm.state_dict().items()})
+        return {"accuracy": next(accuracies), "mean_tokens": 1.0, "eos_rate": 1.0, "careful": 0.0}
+    monkeypatch.setattr(reft_ppo, "evaluate", evaluate)
+    # something to learn from, which a random model's answers are not
+    monkeypatch.setattr(reft_ppo, "reward", lambda text, *rest: float(len(text) % 2))
+    reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base')}", "--limit=8", "--steps=3",
+                   "--batch-size=8", "--eval-every=1", "--max-new-tokens=4", "--device=cpu",
+                   f"--out={tmp_path / 'reft'}"])
+    saved = load_model(tmp_path / "reft", "cpu")[0].state_dict()
+    of_dev, (of_reference, of_reft) = weights[:4], weights[4:]
+    name = "model.embed_tokens.weight"
+    assert len({tuple(w[name].flatten().tolist()) for w in of_dev}) == 4  # each step moves them
+    for name in saved:
+        assert torch.equal(of_reference[name], of_dev[0][name])
+        assert torch.equal(of_reft[name], of_dev[best][name])
+        assert torch.equal(saved[name], of_dev[best][name])
+    result = json.loads((tmp_path / "reft/result.json").read_text())
+    assert (result["dev_accuracy"], result["warmup_test_accuracy"], result["test_accuracy"]) == (
+        0.5, 0.25, 0.75)
+
+
 def test_main_learns_a_trivial_task_from_reward_alone(tmp_path):
-    """Sixteen possible tokens, one of which states the right answer: found by trying, not by imitation."""
+    """Sixteen tokens, one of which states the right answer: found by trying, not by imitation."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
     vocab = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"The answer is {n}.": 3 + n for n in range(13)}
@@ -325,17 +398,35 @@ def test_main_learns_a_trivial_task_from_reward_alone(tmp_path):
     for split, size in [("train", 20), ("dev", 5), ("test", 5)]:
         rows = [{"question": f"{split} {i}", "answer": "7"} for i in range(size)]
         (task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    reft_ppo.main([f"--warmup={tmp_path / 'model'}", f"--task={task}", "--steps=25", "--batch-size=64",
-                   "--max-new-tokens=4", "--lr=1e-2", "--device=cpu", f"--out={tmp_path / 'reft'}"])
-    metrics = [json.loads(line) for line in (tmp_path / "reft/metrics.jsonl").read_text().splitlines()]
+    reft_ppo.main([f"--warmup={tmp_path / 'model'}", f"--task={task}", "--steps=40",
+                   "--batch-size=64", "--max-new-tokens=4", "--lr=1e-2", "--kl-coef=0.01",
+                   "--device=cpu", f"--out={tmp_path / 'reft'}"])
+    lines = (tmp_path / "reft/metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
     assert metrics[0]["accuracy"] < 0.3
     assert metrics[-1]["accuracy"] > 0.9
     assert json.loads((tmp_path / "reft/result.json").read_text())["test_accuracy"] == 1.0
 
 
+@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K's files are not here")
+def test_main_runs_on_gsm8k_as_released(tmp_path):
+    """Real questions, lengths and numbers, through every part; a random model solves none."""
+    out = tmp_path / "reft"
+    reft_ppo.main([f"--model={save_tiny(tmp_path / 'base')}", f"--task={GSM8K}", "--limit=6",
+                   "--warmup-epochs=1", "--steps=2", "--batch-size=4", "--max-new-tokens=8",
+                   "--device=cpu", f"--out={out}"])
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and all(math.isfinite(x) for line in lines for x in line.values())
+
+
 def test_diagnose_names_a_collapse_and_an_explosion_and_nothing_else():
-    def metrics(rewards, kl):
-        return [{"step": i + 1, "reward": r, "kl": kl, "response_tokens": 30.0} for i, r in enumerate(rewards)]
-    assert diagnose(metrics([0.3, 0.5, 0.7, 0.8, 0.78], kl=10)) == []
-    assert "collapsed" in diagnose(metrics([0.3, 0.8, 0.2, 0.1, 0.1], kl=10))[0]
-    assert "exploded" in diagnose(metrics([0.3, 0.5, 0.7, 0.8, 0.8], kl=200))[0]
+    def found(rewards, kl, dev=0.6):
+        metrics = [{"step": i + 1, "reward": r, "kl": kl, "response_tokens": 30.0}
+                   for i, r in enumerate(rewards)]
+        metrics[-1]["dev_accuracy"] = dev
+        return diagnose(metrics, warmup_dev=0.5)
+    assert found([0.3, 0.5, 0.7, 0.8, 0.78], kl=10) == []
+    for word, sentences in [("collapsed", found([0.3, 0.8, 0.2, 0.1, 0.1], kl=10)),
+                            ("exploded", found([0.3, 0.5, 0.7, 0.8, 0.8], kl=200)),
+                            ("the warm-up", found([0.3, 0.5, 0.7, 0.8, 0.8], kl=10, dev=0.5))]:
+        assert len(sentences) == 1 and word in sentences[0]

@@ -45,8 +45,8 @@ def test_open_run_refuses_a_place_it_cannot_write(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind, bounds, good, bad", [
-    (int, {"low": 1}, "1", "0"), (float, {"above": 0}, "0.1", "0"), (float, {"low": 0, "high": 1}, "1", "1.5"),
-    (float, {"low": 0}, "0", "nan")])
+    (int, {"low": 1}, "1", "0"), (float, {"above": 0}, "0.1", "0"),
+    (float, {"low": 0, "high": 1}, "1", "1.5"), (float, {"low": 0}, "0", "nan")])
 def test_number_keeps_its_bounds(kind, bounds, good, bad):
     parse = number(kind, **bounds)
     assert parse(good) == kind(good)

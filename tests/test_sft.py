@@ -12,7 +12,7 @@ from tests.tiny import byte_tokenizer, save_tiny, tiny_lm
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_sft_loss_is_the_mean_over_response_tokens_eos_included(kind):
-    """Against the bare model, one next-token prediction at a time, on responses of unequal length."""
+    """Against the bare model, one next-token prediction at a time; responses of unequal length."""
     lm = tiny_lm(kind, seed=1)
     examples = [([2, 3, 4], [5, 6, 1]), ([7], [1]), ([8, 9], [2, 1])]
     total, count = 0.0, 0
@@ -26,7 +26,7 @@ def test_sft_loss_is_the_mean_over_response_tokens_eos_included(kind):
 
 
 def test_sft_loss_trains_the_response_and_not_the_prompt():
-    """The gradient at the logits' bias-free head is 0 for a token that no response position predicts well."""
+    """The gradient at the logits is 0 in every position that is not asked for a response token."""
     lm = tiny_lm(seed=2)
     batch = pad([([2, 3, 4], [5, 1])], "cpu")
     one = sft_loss(lm, *batch).item()
@@ -36,12 +36,13 @@ def test_sft_loss_trains_the_response_and_not_the_prompt():
     captured = {}
     lm.lm_head.register_full_backward_hook(lambda m, gin, gout: captured.update(grad=gout[0]))
     sft_loss(lm, *batch).backward()
-    rows = captured["grad"][0].abs().sum(-1)  # ...but only two positions are asked to predict: 5 and EOS
+    # ...but only two positions are asked to predict: 5 and EOS
+    rows = captured["grad"][0].abs().sum(-1)
     assert (rows > 0).sum() == 2
 
 
 def test_pad_is_equal_to_its_twin_in_reft_ppo():
-    """The two files keep their own copy, so that each reads from top to bottom; they must not drift."""
+    """Each file keeps its own copy, so that it reads from top to bottom; they must not drift."""
     examples = [([2, 3, 4], [5, 1]), ([7], [8, 9, 10, 1]), ([6, 6], [1])]
     ids, attention_mask, mask, n_response = pad(examples, "cpu")
     rollout = reft_ppo.pad([p for p, _ in examples], [r for _, r in examples], "cpu")
@@ -51,10 +52,12 @@ def test_pad_is_equal_to_its_twin_in_reft_ppo():
 
 def test_encode_ends_in_one_eos_and_meets_at_the_seam():
     tokenizer = byte_tokenizer()
-    problems = {"question": ["Q?"], "cot": ["The answer is 3."], "program": ["def solution():\n    return 3"]}
+    problems = {"question": ["Q?"], "cot": ["The answer is 3."],
+                "program": ["def solution():\n    return 3"]}
     for cot, solution in [("nl", problems["cot"][0]), ("program", problems["program"][0])]:
         [(prompt, response)] = encode(tokenizer, problems, cot)
-        assert response.count(tokenizer.eos_token_id) == 1 and response[-1] == tokenizer.eos_token_id
+        assert response.count(tokenizer.eos_token_id) == 1
+        assert response[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(response[:-1]) == solution
         assert prompt == tokenizer(tokenizer.decode(prompt))["input_ids"]
 
@@ -72,7 +75,7 @@ def test_lr_factor_rises_then_falls_to_zero():
 
 
 def test_main_learns_and_keeps_its_best_epoch(tmp_path, monkeypatch):
-    """Dev accuracy is scripted to peak in epoch 2: the saved model must be that of epoch 2, not the last."""
+    """Dev accuracy is scripted to peak in epoch 2: that model must be saved, not the last."""
     model = save_tiny(tmp_path / "base")
     snapshots, scripted = [], iter([0.1, 0.5, 0.3])
     def evaluate(lm, tokenizer, problems, *rest):
@@ -84,7 +87,8 @@ def test_main_learns_and_keeps_its_best_epoch(tmp_path, monkeypatch):
     task = tmp_path / "task"
     task.mkdir()
     for split, size in [("train", 12), ("dev", 4), ("test", 3)]:
-        rows = [{"question": f"{split} {i}", "answer": "1", "cot": "The answer is 1."} for i in range(size)]
+        rows = [{"question": f"{split} {i}", "answer": "1", "cot": "The answer is 1."}
+                for i in range(size)]
         (task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     sft.main([f"--model={model}", f"--task={task}", "--epochs=3", "--batch-size=8", "--device=cpu",
               f"--out={tmp_path / 'sft'}"])
@@ -93,9 +97,11 @@ def test_main_learns_and_keeps_its_best_epoch(tmp_path, monkeypatch):
     saved, _ = load_model(tmp_path / "sft", "cpu")
     for name, weights in saved.state_dict().items():
         assert torch.equal(weights, snapshots[1][name])
-    metrics = [json.loads(line) for line in (tmp_path / "sft/metrics.jsonl").read_text().splitlines()]
+    lines = (tmp_path / "sft/metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
     assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5, 6]
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     # unpadded tokens: prompt "Question: train 0\nAnswer:\n" or one more, response and EOS
-    per_epoch = sum(len(f"Question: train {i}\nAnswer:\n") + len("The answer is 1.") + 1 for i in range(12))
+    per_epoch = sum(len(f"Question: train {i}\nAnswer:\n") + len("The answer is 1.") + 1
+                    for i in range(12))
     assert metrics[0]["tokens"] + metrics[1]["tokens"] == per_epoch
