@@ -3,7 +3,8 @@
     python eval.py out/warmup out/sft out/reft        # a table, and curves.png, in out/compare
     python eval.py data/base_model --task word_problems --split dev
 
-Departs from the papers: nothing is sampled here, accuracy is that of the greedy response.
+Accuracy is that of the greedy response to each problem. Runs that differ in their seed alone are
+averaged. Longer responses than those a run was trained on are not waited for.
 """
 
 import math
@@ -26,7 +27,7 @@ def load_model(path, device=None, dtype=None):
 
     Args:
         path: a run's folder, a Hugging Face folder or a hub name.
-        dtype: "float32" (the default), "bfloat16", ...
+        dtype: "float32" (the default), "bfloat16" or a torch.dtype.
     Raises: SystemExit (code 2) where there is no such model, or one without an EOS token.
     """
     path = str(path)
@@ -35,12 +36,13 @@ def load_model(path, device=None, dtype=None):
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype or "float32"), use_safetensors=True)
-    except (OSError, ValueError) as error:
-        runs.stop(f"--model {path}: no model could be loaded ({str(error).splitlines()[0]}); "
-                  "give a folder with config.json, model.safetensors and tokenizer, or a hub name")
+            path, dtype=dtype or "float32", use_safetensors=True)
+    except Exception as error:  # each part of the loader raises its own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        runs.stop(f"{path}: no model could be loaded ({reason}); give a run's folder, a hub name, "
+                  "or a folder with config.json, model.safetensors and a tokenizer")
     if tokenizer.eos_token_id is None:
-        runs.stop(f"--model {path}: its tokenizer has no EOS token, so no response could end")
+        runs.stop(f"{path}: its tokenizer has no EOS token, so no response could end")
     return model.to(runs.pick_device(device or "auto")).eval(), tokenizer
 
 
@@ -114,14 +116,13 @@ def generate(model, tokenizer, prompts, max_new_tokens, temperature=0.0, n=1, se
     return [texts[i * n:(i + 1) * n] for i in range(len(prompts))]
 
 
-def evaluate(model, tokenizer, problems, cot="nl", choices=None, max_new_tokens=100,
-             batch_size=256):
+def evaluate(model, tokenizer, problems, cot="nl", max_new_tokens=100, batch_size=256):
     """Greedy responses to `problems`, measured.
 
     Returns a dict: accuracy, eos_rate, answered and careful as fractions in [0, 1]; mean_tokens per
     response, EOS included. (`careful` is the embedded task's style, of no meaning elsewhere.)
     """
-    training = model.training
+    choices, training = choices_of(problems), model.training
     model.eval()
     rows = generate_rows(model, tokenizer, [format_prompt(q, cot) for q in problems["question"]],
                          max_new_tokens, batch_size=batch_size)
@@ -146,27 +147,30 @@ def is_run(folder):
     return (Path(folder) / "result.json").exists()
 
 
-def by_name(folders):
-    """Runs of one name are seeds of one thing: {"reft": ["out/0/reft", "out/1/reft"], ...}."""
+def by_seed(folders):
+    """[(name, folders)]: together where the name is the same and all flags but the seed's are."""
     groups = {}
     for folder in folders:
-        groups.setdefault(Path(folder).name, []).append(folder)
-    return groups
+        flags = runs.read_json(folder, "config.json")["flags"] if is_run(folder) else {"": folder}
+        rest = {name: x for name, x in flags.items() if name not in ("seed", "out", "warmup")}
+        groups.setdefault((Path(folder).name, str(rest)), []).append(folder)
+    return [(name, group) for (name, _), group in groups.items()]
 
 
 def draw_curves(folders, path):
     """Accuracy, response length and share of careful solutions, saved as a picture at `path`.
 
-    Runs with a `reward` in their metrics (ReFT) are drawn over their steps, the others as levels,
-    the mean of the runs of that name.
+    Runs with a `reward` in their metrics (ReFT) are drawn over their steps: thin, the samples they
+    train on; with dots, greedy on dev. Others are levels: their accuracy on dev, and the length and
+    style of their greedy responses on test.
     """
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    groups = by_name(folders)
+    groups = by_seed(folders)
     dashes = iter(["--", ":", "-."] * len(groups))
-    for n, (name, group) in enumerate(groups.items()):
+    for n, (name, group) in enumerate(groups):
         histories = [runs.read_metrics(folder) for folder in group]
         if "reward" not in histories[0][-1]:
             results = [runs.read_json(folder, "result.json") for folder in group]
@@ -182,7 +186,7 @@ def draw_curves(folders, path):
                     ax.plot(*zip(*points), color=f"C{n}", alpha=0.5, lw=1)
             dev = [(m["step"], m["dev_accuracy"]) for m in metrics if "dev_accuracy" in m]
             axes[0].plot(*zip(*dev), f"C{n}o-", ms=3, label=None if i else f"{name}, on dev")
-    for ax, title in zip(axes, ["accuracy (thin: of the samples)", "tokens in a response",
+    for ax, title in zip(axes, ["accuracy", "tokens in a response",
                                 "share of careful solutions"]):
         ax.set(title=title, xlabel="PPO step")
         ax.set_ylim(bottom=0)
@@ -197,7 +201,7 @@ def main(argv=None):
     parser.add_argument("runs", nargs="*", help="folders of finished runs, or models")
     parser.add_argument("--split", default="test", choices=["train", "dev", "test"])
     parser.add_argument("--max-new-tokens", type=runs.number(int, 1), help="the longest response")
-    # What a run was trained on is what it is measured on, unless the flags say otherwise.
+    # A run is measured on the task it was trained on, unless the flags say otherwise.
     parser.set_defaults(model=None, task=None, cot=None, max_new_tokens=None)
     args = parser.parse_args(argv)
     folders = args.runs + [args.model] * bool(args.model)
@@ -206,28 +210,30 @@ def main(argv=None):
     measured = {}
     for folder in tqdm(folders, desc="evaluate", unit="run"):
         flags = runs.read_json(folder, "config.json")["flags"] if is_run(folder) else {}
-        task, cot, limit = (given or flags.get(name, usual) for name, given, usual in [
-            ("task", args.task, "word_problems"), ("cot", args.cot, "nl"),
-            ("max_new_tokens", args.max_new_tokens, 100)])
-        problems = load_problems(task, args.split, args.limit)
+        task, cot, limit, max_new_tokens = (
+            getattr(args, name) or flags.get(name, usual) for name, usual in [
+                ("task", "word_problems"), ("cot", "nl"), ("limit", None), ("max_new_tokens", 100)])
         model, tokenizer = load_model(folder, args.device)
+        problems = load_problems(task, args.split, limit)
+        runs.make_folder(args.out)  # before the work, not after it
         result = runs.read_json(folder, "result.json") if is_run(folder) else {}
         measured[folder] = {
             "task": task, "cot": cot, "split": args.split, "problems": len(problems),
             **{name: result[name] for name in ["seconds", "peak_memory_mb"] if name in result},
-            **evaluate(model, tokenizer, problems, cot, choices_of(problems), limit)}
+            **evaluate(model, tokenizer, problems, cot, max_new_tokens)}
 
     def cells(name, group, accuracy):
         def mean(key, form):
             found = [m[key] for m in group if key in m]
             return form.format(statistics.mean(found)) if found else ""
         return [name, accuracy, mean("mean_tokens", "{:.1f}"), mean("eos_rate", "{:.1%}"),
-                mean("answered", "{:.1%}"), mean("careful", "{:.1%}"), mean("seconds", "{:.0f}"),
-                mean("peak_memory_mb", "{:,.0f}")]
+                mean("answered", "{:.1%}"),
+                mean("careful", "{:.1%}") if group[0]["task"] == "word_problems" else "",
+                mean("seconds", "{:.0f}"), mean("peak_memory_mb", "{:,.0f}")]
 
     rows = [cells(folder, [m], percent(m["accuracy"], m["problems"]))
             for folder, m in measured.items()]
-    for name, group in by_name(measured).items():
+    for name, group in by_seed(measured):
         if len(group) > 1:
             accuracies = [measured[folder]["accuracy"] for folder in group]
             rows.append(cells(
@@ -236,7 +242,6 @@ def main(argv=None):
     text = runs.table(["run", f"{args.split} accuracy", "tokens", "ended", "answered", "careful",
                        "seconds", "MB"], rows)
     print(f"{text}\n\n±: of one run, the 95% interval; of a mean, the runs' standard deviation")
-    Path(args.out).mkdir(parents=True, exist_ok=True)
     runs.write_json(args.out, "compare.json", measured)
     (Path(args.out) / "compare.md").write_text(text + "\n")
     finished = [folder for folder in folders if is_run(folder)]

@@ -2,7 +2,7 @@
 
     python reft_ppo.py                              # the embedded task, minutes on a laptop's CPU
     python reft_ppo.py --cot program                # the same with Python programs as solutions
-    python reft_ppo.py --model Qwen/Qwen2.5-0.5B --task gsm8k --lr 3e-6 --max-new-tokens 400
+    python reft_ppo.py --task my_task/              # your own problems: see the README
 
 Papers: ReFT (arXiv 2401.08967v3), PPO (1707.06347), GAE (1506.02438).
 Differs from the paper:
@@ -13,7 +13,6 @@ Differs from the paper:
 - learning rate, batch and value weight default to what suits the tiny embedded model
 """
 
-import argparse
 import copy
 import random
 import time
@@ -44,10 +43,10 @@ def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef):
     Args: scores (batch,); logprobs, ref_logprobs, mask (batch, seq-1); kl_coef, the paper's beta.
     Returns: (batch, seq-1), 0 outside the mask.
     """
-    rewards = -kl_coef * (logprobs - ref_logprobs) * mask
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    last = (columns * mask).argmax(-1, keepdim=True)  # EOS, or the last token of a response cut off
-    return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
+    penalties = (-kl_coef * (logprobs - ref_logprobs)).masked_fill(~mask, 0)
+    still_to_come = mask.flip(-1).cumsum(-1).flip(-1)  # tokens of the response, this one included
+    is_last = mask & (still_to_come == 1)  # EOS, or the last token of a response cut off
+    return penalties + scores[:, None] * is_last
 
 
 def compute_gae(rewards, values, mask, gamma, lam):
@@ -59,25 +58,27 @@ def compute_gae(rewards, values, mask, gamma, lam):
     Args: rewards, values, mask (batch, seq-1); values[:, t] is V of the state before token t+1.
     Returns: advantages and returns, both (batch, seq-1) and 0 outside the mask.
     """
-    values = values * mask
-    advantages, following = torch.zeros_like(values), torch.zeros_like(values[:, 0])
-    for t in reversed(range(values.shape[1])):
-        next_value = values[:, t + 1] if t + 1 < values.shape[1] else torch.zeros_like(following)
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        following = (delta + gamma * lam * following) * mask[:, t]
-        advantages[:, t] = following
-    return advantages, advantages + values
+    rewards = rewards.masked_fill(~mask, 0)
+    values = F.pad(values.masked_fill(~mask, 0), (0, 1))  # the last response's end: V = 0
+    advantages = torch.zeros_like(rewards)
+    advantage = torch.zeros_like(rewards[:, 0])  # A_{t+1}, coming from the right
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * values[:, t + 1] - values[:, t]
+        advantage = (delta + gamma * lam * advantage) * mask[:, t]
+        advantages[:, t] = advantage
+    return advantages, advantages + values[:, :-1]
 
 
 def whiten(x, mask):
     """x (batch, seq-1) shifted and scaled to mean 0, biased variance 1 over the mask; 0 outside."""
-    mean = x[mask].mean()
-    return (x - mean) * mask / (x[mask].var(unbiased=False) + 1e-8).sqrt()
+    kept = x[mask]
+    white = (x - kept.mean()) / (kept.var(unbiased=False) + 1e-8).sqrt()
+    return white.masked_fill(~mask, 0)
 
 
 def mean_of_means(x, mask):
     """Mean over the tokens of each response, then over the batch: long responses weigh no more."""
-    return ((x * mask).sum(-1) / mask.sum(-1)).mean()
+    return (x.masked_fill(~mask, 0).sum(-1) / mask.sum(-1).clamp(min=1)).mean()
 
 
 def policy_loss(logprobs, old_logprobs, advantages, mask, clip_eps):
@@ -86,7 +87,7 @@ def policy_loss(logprobs, old_logprobs, advantages, mask, clip_eps):
     A mean per response, then over the batch. The minimum takes the gradient away where the policy
     has already moved further than eps in the direction that A asks for. All tensors (batch, seq-1).
     """
-    ratio = ((logprobs - old_logprobs) * mask).exp()
+    ratio = (logprobs - old_logprobs).masked_fill(~mask, 0).exp()
     clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps)
     return mean_of_means(-torch.min(ratio * advantages, clipped * advantages), mask)
 
@@ -121,22 +122,6 @@ class PolicyWithValue(nn.Module):
         return out.logits[:, :-1], self.value_head(hidden.float())[..., 0]
 
 
-def token_logprobs(logits, ids):
-    """log pi of the last tokens of ids (batch, seq), in float32.
-
-    Args: logits (batch, n_response, vocab).
-    Returns: (batch, seq-1), 0 on the prompts' columns, for which there are no logits.
-    """
-    targets = ids[:, -logits.shape[1]:]
-    logprobs = -F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return on_sequence(logprobs.view_as(targets), ids)
-
-
-def on_sequence(x, ids):
-    """x (batch, n_response) as the last columns of a (batch, seq-1) tensor, 0 before."""
-    return F.pad(x, (ids.shape[1] - 1 - x.shape[1], 0))
-
-
 # --- The rollout ---
 
 
@@ -149,7 +134,6 @@ class Rollout:
     logprobs: torch.Tensor = None  # this and all below (batch, seq-1), before any update
     ref_logprobs: torch.Tensor = None
     values: torch.Tensor = None
-    entropy: torch.Tensor = None
     advantages: torch.Tensor = None
     returns: torch.Tensor = None
 
@@ -161,15 +145,10 @@ class Rollout:
     def rows(self, index):
         """These rows alone, without the columns that are padding in all of them."""
         columns = self.columns(index)
+        wider = slice(columns.start, columns.stop + 1)  # a column for each token
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        ends = {"ids": columns.stop + 1, "attention_mask": columns.stop + 1}
-        return Rollout(**{name: x[index, columns.start:ends.get(name, columns.stop)]
+        return Rollout(**{name: x[index, wider if x.shape == self.ids.shape else columns]
                           for name, x in parts.items() if x is not None})
-
-    @property
-    def n_response(self):
-        """How many last columns of `ids` hold all the responses."""
-        return self.mask.shape[1] - int(self.mask.any(0).nonzero()[0])
 
 
 def pad(prompts, responses, device):
@@ -190,22 +169,32 @@ def micro_batches(rollout, index, size):
     return index[lengths.argsort(descending=True)].split(size)
 
 
+def logprobs_and_values(policy, rollout):
+    """log pi of every response token, in float32 nats, and V of the state before it.
+
+    Returns: both (batch, seq-1), 0 on the prompts' columns, for which no logits are computed.
+    """
+    n_response = rollout.mask.shape[1] - int(rollout.mask.any(0).nonzero()[0])
+    logits, values = policy(rollout.ids, rollout.attention_mask, n_response)
+    targets = rollout.ids[:, -n_response:]
+    logprobs = -F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    prompt_columns = (rollout.mask.shape[1] - n_response, 0)
+    return F.pad(logprobs.view_as(targets), prompt_columns), F.pad(values, prompt_columns)
+
+
 @torch.no_grad()
 def score_tokens(policy, reference, rollout, size):
-    """Fill in the rollout's logprobs, ref_logprobs, values and entropy (nats per token)."""
-    for name in ["logprobs", "ref_logprobs", "values", "entropy"]:
-        setattr(rollout, name, torch.zeros(rollout.mask.shape, device=rollout.ids.device))
+    """Fill in the rollout's logprobs, values and ref_logprobs, `size` rows at a time."""
+    rollout.logprobs, rollout.values, rollout.ref_logprobs = torch.zeros(
+        3, *rollout.mask.shape, device=rollout.ids.device)
     everything = torch.arange(len(rollout.ids), device=rollout.ids.device)
     for index in micro_batches(rollout, everything, size):
         part, columns = rollout.rows(index), rollout.columns(index)
-        logits, values = policy(part.ids, part.attention_mask, part.n_response)
-        ref_logits, _ = reference(part.ids, part.attention_mask, part.n_response)
-        log_p = logits.float().log_softmax(-1)
-        entropy = on_sequence(-(log_p.exp() * log_p).sum(-1), part.ids)
-        rollout.logprobs[index, columns] = token_logprobs(logits, part.ids) * part.mask
-        rollout.ref_logprobs[index, columns] = token_logprobs(ref_logits, part.ids) * part.mask
-        rollout.values[index, columns] = on_sequence(values, part.ids) * part.mask
-        rollout.entropy[index, columns] = entropy * part.mask
+        logprobs, values = logprobs_and_values(policy, part)
+        ref_logprobs, _ = logprobs_and_values(reference, part)
+        rollout.logprobs[index, columns] = logprobs * part.mask
+        rollout.values[index, columns] = values * part.mask
+        rollout.ref_logprobs[index, columns] = ref_logprobs * part.mask
 
 
 # --- The algorithm ---
@@ -219,6 +208,8 @@ def parse_args(argv=None):
                        "`warmup` beside --out, or it is reused if made with the same settings")
     flags.add_argument("--warmup-epochs", type=runs.number(int, 1), default=5,
                        help="[2; 10 for a 125M model]")
+    flags.add_argument("--warmup-lr", type=runs.number(float, above=0), default=2e-3,
+                       help="peak learning rate of the warm-up [1e-5]")
     flags = parser.add_argument_group("ReFT (the paper's values in brackets)")
     flags.add_argument("--steps", type=runs.number(int, 1), default=100,
                        help="rollouts, each followed by its updates [300 epochs of the questions]")
@@ -227,14 +218,14 @@ def parse_args(argv=None):
     flags.add_argument("--minibatch-size", type=runs.number(int, 1), default=128,
                        help="responses an optimizer step")
     flags.add_argument("--micro-batch-size", type=runs.number(int, 1), default=64,
-                       help="responses at once in memory; the gradient stays that of the minibatch")
+                       help="responses at once in an update; the gradient is the minibatch's")
     flags.add_argument("--ppo-epochs", type=runs.number(int, 1), default=2,
                        help="updates with each rollout, U in the paper [2]")
     flags.add_argument("--lr", type=runs.number(float, above=0), default=5e-4,
                        help="peak learning rate [3e-7; 3e-6 for a 125M model]")
-    flags.add_argument("--kl-coef", type=runs.number(float, 0), default=argparse.SUPPRESS,
-                       help="beta, the price of a nat of KL to the warm-up (default: the paper's) "
-                       "[0.05 nl, 0.01 program]")
+    flags.add_argument("--kl-coef", type=runs.number(float, 0), default=None,
+                       help="beta, the price of a nat of KL to the warm-up; without it, the "
+                       "paper's [0.05 nl, 0.01 program]")
     flags.add_argument("--partial-reward", type=runs.number(float, 0), default=0.1,
                        help="the score of an answer that is a number, but wrong [0.1]")
     flags.add_argument("--gamma", type=runs.number(float, 0, 1), default=1.0, help="discount [1]")
@@ -250,9 +241,22 @@ def parse_args(argv=None):
     flags.add_argument("--eval-every", type=runs.number(int, 1), default=20,
                        help="steps between evaluations on dev; two responses are shown then")
     args = parser.parse_args(argv)
-    if "kl_coef" not in args:
+    if args.kl_coef is None:
         args.kl_coef = {"nl": 0.05, "program": 0.01}[args.cot]
     return args
+
+
+def flags_of_sft(args):
+    """The flags that sft.py needs in order to train on the same task in the same way."""
+    shared = ["model", "task", "cot", "limit", "seed", "device", "max_new_tokens"]
+    usual = parse_args([])
+    return [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in shared
+            if getattr(args, name) != getattr(usual, name)]
+
+
+def weights_of(lm):
+    """A copy of the weights, kept off the GPU."""
+    return {name: weight.to("cpu", copy=True) for name, weight in lm.state_dict().items()}
 
 
 def endless(examples):
@@ -290,12 +294,11 @@ def main(argv=None):
 
     # Warm-up: SFT for a few epochs, so that sampling finds right answers at all
     if args.warmup is None:
-        args.warmup = warm_up([
-            f"--epochs={args.warmup_epochs}", f"--out={Path(args.out).parent / 'warmup'}",
-            f"--model={args.model}", f"--task={args.task}", f"--cot={args.cot}",
-            f"--seed={args.seed}", f"--device={args.device}",
-            f"--max-new-tokens={args.max_new_tokens}",
-            *([f"--limit={args.limit}"] if args.limit else [])])
+        args.warmup = str(Path(args.out).parent / "warmup")
+        if Path(args.out) == Path(args.warmup):
+            runs.stop(f"--out {args.out}: the warm-up goes there; choose another folder")
+        warm_up([*flags_of_sft(args), f"--epochs={args.warmup_epochs}", f"--lr={args.warmup_lr}",
+                 f"--out={args.warmup}"])
 
     runs.set_seed(args.seed)
     train, dev, test = (load_problems(args.task, s, args.limit) for s in ["train", "dev", "test"])
@@ -304,11 +307,11 @@ def main(argv=None):
     lm, tokenizer = load_model(args.warmup, args.device)
     device = lm.device
     policy = PolicyWithValue(lm)
-    reference = PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)
-    runs.open_run(args.out, vars(args))
+    reference = PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)  # its values are not used
+    runs.open_run(args.out, vars(args), effective_batch=args.minibatch_size)
 
     def measure(model, problems):
-        return evaluate(model, tokenizer, problems, args.cot, choices, args.max_new_tokens)
+        return evaluate(model, tokenizer, problems, args.cot, args.max_new_tokens)
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(  # 5 steps up, then down to 0
@@ -317,7 +320,7 @@ def main(argv=None):
     questions = endless(list(zip(train_prompts, train["answer"])))
     generator = torch.Generator(device).manual_seed(args.seed)
     warmup_dev = best = measure(lm, dev)["accuracy"]
-    best_weights, history = copy.deepcopy(lm.state_dict()), []
+    best_weights, history = weights_of(lm), []
 
     bar = tqdm(range(1, args.steps + 1), desc=f"PPO {args.out}", unit="step")
     for step in bar:
@@ -335,8 +338,10 @@ def main(argv=None):
         scores = torch.tensor([reward(t, a, args.cot, choices, args.partial_reward)
                                for t, a in zip(texts, answers)], device=device)
 
-        # pi_old, pi_ref and V_old; rewards per token; advantages and returns
+        # pi_old, V_old and pi_ref, computed as the updates do it, so that the first ratio is 1
         score_tokens(policy, reference, rollout, args.micro_batch_size)
+
+        # Rewards, the KL's price with them; advantages, whitened: of one scale whatever the rewards
         rewards = token_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask,
                                 args.kl_coef)
         advantages, rollout.returns = compute_gae(rewards, rollout.values, rollout.mask,
@@ -344,21 +349,19 @@ def main(argv=None):
         rollout.advantages = whiten(advantages, rollout.mask)
 
         # U epochs of updates with the clipped losses
-        updates, grad_norms = [], []
+        losses, log_ratios, grad_norms = [], [], []
         for _ in range(args.ppo_epochs):
             for minibatch in torch.randperm(len(prompts)).to(device).split(args.minibatch_size):
                 for index in micro_batches(rollout, minibatch, args.micro_batch_size):
                     part = rollout.rows(index)
-                    logits, values = policy(part.ids, part.attention_mask, part.n_response)
-                    logprobs = token_logprobs(logits, part.ids)
-                    values = on_sequence(values, part.ids)
+                    logprobs, values = logprobs_and_values(policy, part)
                     loss_pi = policy_loss(logprobs, part.logprobs, part.advantages, part.mask,
                                           args.clip_eps)
                     loss_v = value_loss(values, part.values, part.returns, part.mask, args.clip_eps)
-                    loss = loss_pi + args.vf_coef * loss_v
-                    (loss * len(index) / len(minibatch)).backward()
-                    updates.append((len(index), loss.detach(), logprobs.detach()[part.mask]
-                                    - part.logprobs[part.mask]))
+                    loss = (loss_pi + args.vf_coef * loss_v) * len(index) / len(minibatch)
+                    loss.backward()
+                    losses.append(loss.detach())
+                    log_ratios.append((logprobs.detach() - part.logprobs)[part.mask])
                 grad_norms.append(nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm))
                 optimizer.step()
                 optimizer.zero_grad()
@@ -368,25 +371,26 @@ def main(argv=None):
         kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(-1)  # (batch,), nats
         returns = rollout.returns[rollout.mask]
         errors = returns - rollout.values[rollout.mask]
-        log_ratio = torch.cat([log_ratio for _, _, log_ratio in updates])
+        log_ratio = torch.cat(log_ratios)
         metrics = {
             "step": step, "seconds": time.time() - began,
             "tokens": int(rollout.attention_mask.sum()) * args.ppo_epochs,
-            "loss": float(sum(n * loss for n, loss, _ in updates)) / sum(n for n, _, _ in updates),
-            "lr": lr, "grad_norm": torch.stack(grad_norms).mean().item(),
+            "loss": float(sum(losses)) / len(grad_norms), "lr": lr,
+            "grad_norm": torch.stack(grad_norms).mean().item(),
             "reward": scores.mean().item(), "accuracy": sum(correct) / len(correct),
             "kl": kl.mean().item(), "response_tokens": sum(map(len, responses)) / len(responses),
             "eos_rate": sum(tokenizer.eos_token_id in r for r in responses) / len(responses),
-            "entropy": rollout.entropy[rollout.mask].mean().item(),
+            "entropy": -rollout.logprobs[rollout.mask].mean().item(),  # nats a token, of samples
             "clip_fraction": ((log_ratio.exp() - 1).abs() > args.clip_eps).float().mean().item(),
-            "approx_kl": (log_ratio.exp() - 1 - log_ratio).mean().item(),
-            "explained_variance": 1 - (errors.var() / returns.var().clamp(min=1e-8)).item()}
+            "approx_kl": (log_ratio.exp() - 1 - log_ratio).mean().item(),  # KL(old || new), k3
+            "explained_variance": 1 - (errors.var(unbiased=False) /
+                                       returns.var(unbiased=False).clamp(min=1e-8)).item()}
         if args.task == "word_problems":
             metrics["careful"] = careful_share(texts, args.cot)
         if step % args.eval_every == 0 or step == args.steps:
             metrics["dev_accuracy"] = measure(lm, dev)["accuracy"]
             if metrics["dev_accuracy"] > best:
-                best, best_weights = metrics["dev_accuracy"], copy.deepcopy(lm.state_dict())
+                best, best_weights = metrics["dev_accuracy"], weights_of(lm)
             for i in range(2):
                 prompt = tokenizer.decode(prompts[i], skip_special_tokens=True)
                 tqdm.write(f"\nstep {step}: score {scores[i]:.1f}, KL {kl[i]:.2f} nats, answer "
@@ -411,19 +415,22 @@ def main(argv=None):
 
 def summarize(args, result, before, history, n_test):
     """What happened, where it lies, what to try next."""
-    rows = [[name, percent(accuracy, n_test), f"{m['mean_tokens']:.1f}", f"{m['eos_rate']:.1%}",
-             f"{m['careful']:.1%}"]
+    embedded = args.task == "word_problems"
+    rows = [[name, percent(accuracy, n_test), f"{m['mean_tokens']:.1f}", f"{m['eos_rate']:.1%}"]
+            + [f"{m['careful']:.1%}"] * embedded
             for name, accuracy, m in [("warm-up", before["accuracy"], before),
                                       ("ReFT", result["test_accuracy"], result)]]
-    print("\n" + runs.table(["", "test accuracy", "tokens", "ended", "careful"], rows))
+    header = ["", "test accuracy", "tokens", "ended"] + ["careful"] * embedded
+    print("\n" + runs.table(header, rows))
     gain = 100 * (result["test_accuracy"] - before["accuracy"])
     print(f"\nReFT: {gain:+.1f} points over its warm-up on {n_test} test problems, in "
           f"{result['seconds'] / 60:.1f} minutes and {result['peak_memory_mb']:,} MB.")
     for sentence in diagnose(history, result["warmup_dev_accuracy"]):
         print(f"warning: {sentence}")
     sft = Path(args.out).parent / "sft"
+    baseline = " ".join(["python sft.py", *flags_of_sft(args), f"--out={sft}"])
     print(f"saved: model, metrics.jsonl, result.json and curves.png in {args.out}\n"
-          f"next:  python sft.py --cot {args.cot} --seed {args.seed} --out {sft}   # the baseline\n"
+          f"next:  {baseline}   # the baseline\n"
           f"       python eval.py {args.warmup} {sft} {args.out}")
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,10 @@ def number(kind, low=None, high=None, above=None):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    """Shows the description as it is written, and each default but None."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def make_parser(description: str, out: str) -> argparse.ArgumentParser:
@@ -59,7 +63,8 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
                        help="solutions in words (N-CoT) or as Python programs (P-CoT)")
     flags.add_argument("--limit", type=number(int, 1), default=None,
                        help="use only the first so many problems of each split")
-    flags.add_argument("--seed", type=int, default=0, help="the same seed gives the same numbers")
+    flags.add_argument("--seed", type=number(int, 0, 2**32), default=0,
+                       help="the same seed gives the same numbers on the same CPU")
     flags.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
                        help="auto takes cuda, else mps, else cpu")
     flags.add_argument("--out", default=out, help="the folder this run writes")
@@ -67,12 +72,12 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
 
 
 def pick_device(name: str) -> str:
-    """"auto" -> the best device there is; stops if the one asked for is not there."""
+    """ "auto" -> the best device there is; stops if the one asked for is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
              "cpu": True}
     if name == "auto":
         return next(device for device, found in there.items() if found)
-    if not there[name]:
+    if not there.get(str(name), True):
         stop(f"--device {name}: PyTorch finds none here; use --device cpu, or leave it out")
     return name
 
@@ -82,20 +87,32 @@ def set_seed(seed: int):
     torch.manual_seed(seed)
 
 
-def open_run(out: str, flags: dict):
-    """Make the folder, write config.json, and clear what an earlier run of that name left in it."""
+def make_folder(out: str):
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
-        for name in ["metrics.jsonl", "result.json"]:
-            (Path(out) / name).unlink(missing_ok=True)
     except OSError as error:
         stop(f"--out {out}: cannot write there ({error.strerror}); choose another folder")
+
+
+def open_run(out: str, flags: dict, effective_batch: int | None = None):
+    """Make the folder, write config.json, and clear what an earlier run of that name left in it.
+
+    effective_batch: the examples that one optimizer step learns from.
+    """
     import datasets
     import transformers
-    write_json(out, "config.json", {
-        "flags": flags, "git_commit": git_commit(), "python": platform.python_version(),
-        "torch": torch.__version__, "transformers": transformers.__version__,
-        "datasets": datasets.__version__, "threads": torch.get_num_threads()})
+    make_folder(out)
+    try:
+        for name in ["metrics.jsonl", "result.json"]:
+            (Path(out) / name).unlink(missing_ok=True)
+        shutil.rmtree(Path(out) / "model", ignore_errors=True)
+        write_json(out, "config.json", {
+            "flags": flags, "effective_batch": effective_batch, "git_commit": git_commit(),
+            "python": platform.python_version(), "torch": torch.__version__,
+            "transformers": transformers.__version__, "datasets": datasets.__version__,
+            "threads": torch.get_num_threads()})
+    except OSError as error:
+        stop(f"--out {out}: cannot write there ({error.strerror}); choose another folder")
 
 
 def git_commit() -> str | None:
@@ -109,10 +126,14 @@ def git_commit() -> str | None:
 
 
 def finished_with(out: str, flags: dict) -> bool:
-    """Whether `out` holds a finished run that was made with exactly these flags."""
+    """Whether `out` holds a finished run of exactly these flags, its files unchanged since."""
     if not (Path(out) / "result.json").exists():
         return False
-    return read_json(out, "config.json")["flags"] == flags
+    made = (Path(out) / "config.json").stat().st_mtime
+    sources = [Path(str(flags[name])) for name in ["model", "task"] if name in flags]
+    changed = [file for source in sources for file in [source, *source.glob("*")]
+               if file.exists() and file.stat().st_mtime > made]
+    return not changed and read_json(out, "config.json")["flags"] == flags
 
 
 def read_json(out: str, name: str) -> dict:

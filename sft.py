@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import runs
 from eval import evaluate, load_model, percent
-from verifier import choices_of, format_prompt, load_problems
+from verifier import format_prompt, load_problems
 
 
 def encode(tokenizer, problems, cot):
@@ -81,7 +81,7 @@ def parse_args(argv=None):
     flags.add_argument("--lr", type=runs.number(float, above=0), default=2e-3, help="peak [1e-5]")
     flags.add_argument("--warmup-ratio", type=runs.number(float, 0, 1), default=0.1,
                        help="the share of steps over which the learning rate rises [0.1]")
-    flags.add_argument("--weight-decay", type=runs.number(float, 0), default=0.0)
+    flags.add_argument("--weight-decay", type=runs.number(float, 0), default=0.0, help="of AdamW")
     flags.add_argument("--max-grad-norm", type=runs.number(float, above=0), default=1.0, help="[1]")
     flags.add_argument("--max-new-tokens", type=runs.number(int, 1), default=100,
                        help="the longest response in evaluations")
@@ -93,13 +93,12 @@ def main(argv=None):
     start = time.time()
     runs.set_seed(args.seed)
     train, dev, test = (load_problems(args.task, s, args.limit) for s in ["train", "dev", "test"])
-    choices = choices_of(train)
     model, tokenizer = load_model(args.model, args.device)
     examples = encode(tokenizer, train, args.cot)
-    runs.open_run(args.out, vars(args))
+    runs.open_run(args.out, vars(args), effective_batch=args.batch_size)
 
     def measure(problems):
-        return evaluate(model, tokenizer, problems, args.cot, choices, args.max_new_tokens)
+        return evaluate(model, tokenizer, problems, args.cot, args.max_new_tokens)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     per_epoch = -(-len(examples) // args.batch_size)
@@ -123,9 +122,9 @@ def main(argv=None):
             schedule.step()
             optimizer.zero_grad()
             step += 1
-            metrics = {"step": step, "epoch": epoch, "seconds": time.time() - began,
-                       "tokens": int(batch[1].sum()), "loss": loss.item(), "lr": lr,
-                       "grad_norm": grad_norm.item()}
+            metrics = {"step": step, "epoch": epoch, "tokens": int(batch[1].sum()),
+                       "loss": loss.item(), "lr": lr, "grad_norm": grad_norm.item(),
+                       "seconds": time.time() - began}
             if step % per_epoch == 0:
                 metrics["dev_accuracy"] = measure(dev)["accuracy"]
                 if metrics["dev_accuracy"] > best:
@@ -154,6 +153,7 @@ def warm_up(argv) -> str:
     if runs.finished_with(args.out, vars(args)):
         print(f"warm-up: reusing {args.out}, made with the same settings")
     else:
+        print(f"warm-up: SFT for {args.epochs} epochs, in {args.out}")
         main(argv)
     return args.out
 

@@ -136,11 +136,11 @@ def load_rows(task, source):
 def to_problem(row, where):
     """A row in any of the formats above -> question, cot, program, answer."""
     row = {name: "" if value is None else str(value).strip() for name, value in row.items()}
-    if "Problem" in row:  # MathQA on the hub
+    if {"Problem", "options", "correct", "Rationale"} <= row.keys():  # MathQA on the hub
         question, answer = f"{row['Problem']}\n{row['options']}", row["correct"]
         cot, program = row["Rationale"].strip("\" "), ""
         cot = f"{cot}\nThe answer is {answer}."
-    elif "Equation" in row:  # SVAMP on the hub
+    elif {"Body", "Question", "Equation", "Answer"} <= row.keys():  # SVAMP on the hub
         question, answer = f"{row['Body']} {row['Question']}", row["Answer"]
         cot = f"{row['Equation']} = {read_number(answer)}.\nThe answer is {read_number(answer)}."
         program = f"def solution():\n    return {row['Equation']}"

@@ -14,9 +14,9 @@ A problem has more than one right solution, and these "annotators" have two habi
              careful   have = 47 + 28; left = have - 12; return left      (each on its own line)
 
 A short solution is done in the head (of a program, the last step is left to Python); a careful one
-writes every small step down. All are correct; of those in words 70% are short, of the programs 30%.
-Whether a model can *carry out* a short one is another matter: this is what a reward can find out, and
-imitation cannot.
+writes every small step down. All are correct; of those in words 70% are short, of the programs half.
+Whether a model can *carry out* a short one is another matter: this is what a reward can find out,
+and imitation cannot.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 NAMES = ["Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "June", "Kai", "Lena"]
 THINGS = ["apples", "books", "cards", "coins", "eggs", "flowers", "marbles", "pens", "shells",
           "stamps", "stickers", "toys"]
-SHARE_SHORT = {"cot": 0.7, "program": 0.3}
+SHARE_SHORT = {"cot": 0.7, "program": 0.5}
 
 # family: (wordings, plan). In a plan a, b, c stand for 11-99 and k for 2-9; every line is one step.
 FAMILIES = {

@@ -142,24 +142,29 @@ def test_main_measures_models(tmp_path, capsys):
     assert 0 <= measured["accuracy"] <= 1 and 1 <= measured["mean_tokens"] <= 4
 
 
-def test_main_averages_runs_of_one_name_and_draws_them(tmp_path, capsys, monkeypatch):
+def test_main_averages_runs_that_differ_in_seed_alone(tmp_path, capsys, monkeypatch):
     """Two seeds at 50% and 70%: mean 60.0%, standard deviation sqrt(2 * 10^2 / 1) = 14.1 points."""
-    scripted = iter([0.5, 0.7, 0.1])
+    scripted = iter([0.5, 0.7, 0.9, 0.1])
     rest = {"mean_tokens": 1.0, "eos_rate": 1.0, "answered": 1.0, "careful": 0.0}
     monkeypatch.setattr(evaluation, "evaluate", lambda *_: {"accuracy": next(scripted), **rest})
-    for name in ["0/reft", "1/reft", "0/sft"]:
+    names = ["0/reft", "1/reft", "program/reft", "0/sft"]
+    for name in names:
         folder = tmp_path / name
         save_tiny(folder / "model")
-        write_json(folder, "config.json", {"flags": {"task": "word_problems", "cot": "nl"}})
+        write_json(folder, "config.json", {"flags": {
+            "task": "word_problems", "cot": "program" if "program" in name else "nl",
+            "seed": name[0], "out": name, "limit": 3, "max_new_tokens": 4}})
         write_json(folder, "result.json", {
             "seconds": 60.0, "dev_accuracy": 0.4, "mean_tokens": 30.0, "careful": 0.2})
         log_step(folder, {"step": 1, "accuracy": 0.3, "response_tokens": 20.0, "careful": 0.1,
                           "dev_accuracy": 0.4} | ({"reward": 0.3} if "reft" in name else {}))
-    main([*map(str, [tmp_path / "0/reft", tmp_path / "1/reft", tmp_path / "0/sft"]), "--device=cpu",
+    main([*(str(tmp_path / name) for name in names), "--device=cpu",
           f"--out={tmp_path / 'compare'}"])
     printed = capsys.readouterr().out
     assert "| reft, mean of 2" in printed and "60.0% ± 14.1" in printed
-    assert "sft, mean" not in printed
+    assert printed.count("mean of") == 1
+    measured = json.loads((tmp_path / "compare/compare.json").read_text())
+    assert all(m["problems"] == 3 for m in measured.values())  # the runs' own limit
     assert (tmp_path / "compare/curves.png").stat().st_size > 10_000
     assert printed.split("\n\n")[0] == (tmp_path / "compare/compare.md").read_text().strip()
 

@@ -7,8 +7,8 @@ import torch
 
 import reft_ppo
 from eval import generate_ids, load_model
-from reft_ppo import (PolicyWithValue, compute_gae, diagnose, micro_batches, on_sequence, pad,
-                      policy_loss, score_tokens, token_logprobs, token_rewards, value_loss, whiten)
+from reft_ppo import (PolicyWithValue, compute_gae, diagnose, logprobs_and_values, micro_batches,
+                      pad, policy_loss, score_tokens, token_rewards, value_loss, whiten)
 from tests.tiny import completions, save_tiny, tiny_lm
 
 
@@ -100,6 +100,20 @@ def test_compute_gae_cut_off_response_is_not_bootstrapped():
     torch.testing.assert_close(advantages, torch.tensor([[0.1 - 3.0, 0.1 - 2.0]]))
 
 
+def test_formulas_ignore_even_nan_outside_the_mask():
+    """The padding's columns may hold anything, and a row without a response counts as 0."""
+    mask, nan = bools([0, 1, 0], [0, 0, 0]), torch.full((2, 3), math.nan)
+    x = nan.masked_fill(mask, 0.5)
+    rewards = token_rewards(torch.tensor([1.0, 1.0]), x, x, mask, kl_coef=0.1)
+    torch.testing.assert_close(rewards, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+    advantages, returns = compute_gae(nan.masked_fill(mask, 1.0), x, mask, 1.0, 1.0)
+    torch.testing.assert_close(advantages, torch.tensor([[0.0, 0.5, 0.0], [0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(returns, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+    assert not whiten(x, mask).isnan().any()
+    assert policy_loss(x, x, x, mask, 0.2).item() == pytest.approx(-0.5 / 2)
+    assert value_loss(x, x, x + 1, mask, 0.2).item() == pytest.approx(0.5 / 2)
+
+
 def test_whiten_by_hand_and_only_over_the_mask():
     x, mask = torch.tensor([[1.0, 3.0, 100.0], [5.0, 7.0, -100.0]]), bools([1, 1, 0], [1, 1, 0])
     # mean 4, biased variance (9 + 1 + 1 + 9) / 4 = 5
@@ -175,8 +189,7 @@ def test_policy_loss_gradient_is_that_of_the_expected_reward(baseline):
                             kl_coef=0.05)
     advantages, _ = compute_gae(rewards, rollout.values, rollout.mask, gamma=1.0, lam=1.0)
     probabilities = rollout.logprobs.sum(-1).exp()
-    logits, _ = policy(rollout.ids, rollout.attention_mask, rollout.n_response)
-    logprobs = token_logprobs(logits, rollout.ids)
+    logprobs, _ = logprobs_and_values(policy, rollout)
     loss = 0.0
     for i, answer in enumerate(answers):  # the loss is a mean over tokens, times len(answer) a sum
         row = slice(i, i + 1)
@@ -199,7 +212,6 @@ def test_pad_mask_holds_the_first_eos_once_also_when_pad_is_eos():
     torch.testing.assert_close(rollout.mask, bools([0, 0, 1, 1, 0], [0, 0, 1, 1, 1]))
     attended = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]])
     torch.testing.assert_close(rollout.attention_mask, attended)
-    assert rollout.n_response == 3
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -213,7 +225,7 @@ def test_more_left_padding_changes_no_logprob_value_or_loss(kind):
         score_tokens(policy, policy, rollout, size=8)
         rollout.returns = rollout.advantages = 0.3 * rollout.mask
     for row in range(2):
-        for name in ["logprobs", "values", "entropy"]:
+        for name in ["logprobs", "ref_logprobs", "values"]:
             of_narrow = getattr(narrow, name)[row][narrow.mask[row]]
             of_wide = getattr(wide, name)[row][wide.mask[row]]
             torch.testing.assert_close(of_narrow, of_wide, rtol=1e-4, atol=1e-5)
@@ -225,21 +237,22 @@ def test_more_left_padding_changes_no_logprob_value_or_loss(kind):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_score_tokens_agrees_with_one_token_at_a_time(kind):
-    """Log-probabilities, entropies and values of each state, off the bare model without padding."""
-    lm = tiny_lm(kind, seed=5)
+    """Log-probabilities, the reference's, and values of each state, of bare models, unpadded."""
+    lm, other = tiny_lm(kind, seed=5), tiny_lm(kind, seed=6)
     policy = PolicyWithValue(lm)
     torch.nn.init.normal_(policy.value_head.weight)
     prompts, responses = [[2, 3, 4], [5]], [[6, 1], [8, 9, 10]]
     rollout = pad(prompts, responses, "cpu")
-    score_tokens(policy, policy, rollout, size=1)
+    score_tokens(policy, PolicyWithValue(other), rollout, size=1)
     for row, (prompt, response) in enumerate(zip(prompts, responses)):
         for i, token in enumerate(response):
             with torch.no_grad():
                 ids = torch.tensor([prompt + response[:i]])
                 log_p = lm(input_ids=ids).logits[0, -1].log_softmax(-1)
+                log_q = other(input_ids=ids).logits[0, -1].log_softmax(-1)
                 last_hidden = lm.base_model(input_ids=ids).last_hidden_state[0, -1]
             column = 3 + i - 1
-            expected = {"logprobs": log_p[token], "entropy": -(log_p.exp() * log_p).sum(),
+            expected = {"logprobs": log_p[token], "ref_logprobs": log_q[token],
                         "values": last_hidden @ policy.value_head.weight[0]}
             for name, x in expected.items():
                 got = getattr(rollout, name)[row, column].item()
@@ -247,23 +260,20 @@ def test_score_tokens_agrees_with_one_token_at_a_time(kind):
 
 
 def test_score_tokens_is_exact_in_float32_for_a_bfloat16_model():
-    """The model's own rounding stays; log-softmax and entropy must add none, or ratios stray."""
+    """The model's own rounding stays; log-softmax must add none, or ratios stray."""
     policy, rollout = PolicyWithValue(tiny_lm(seed=5).bfloat16()), pad([[2, 3]], [[6, 7, 1]], "cpu")
     policy.value_head.float()
     score_tokens(policy, policy, rollout, size=1)
     with torch.no_grad():
-        logits, _ = policy(rollout.ids, rollout.attention_mask, rollout.n_response)
+        logits, _ = policy(rollout.ids, rollout.attention_mask, 3)
     log_p = logits[0].double().log_softmax(-1)
     assert logits.dtype == torch.bfloat16
     for i, token in enumerate([6, 7, 1]):
-        column, entropy = 1 + i, -(log_p[i].exp() * log_p[i]).sum().item()
-        assert rollout.logprobs[0, column].item() == pytest.approx(log_p[i, token].item(), abs=1e-5)
-        assert rollout.entropy[0, column].item() == pytest.approx(entropy, abs=1e-5)
+        assert rollout.logprobs[0, 1 + i].item() == pytest.approx(log_p[i, token].item(), abs=1e-5)
 
 
 def test_policy_with_value_starts_with_value_zero():
-    rollout = pad([[2, 3]], [[4, 1]], "cpu")
-    _, values = PolicyWithValue(tiny_lm())(rollout.ids, rollout.attention_mask, rollout.n_response)
+    _, values = PolicyWithValue(tiny_lm())(torch.tensor([[2, 3, 4, 1]]), torch.ones(1, 4), 2)
     assert values.shape == (1, 2) and not values.any()
 
 
@@ -278,8 +288,8 @@ def test_first_minibatch_has_ratio_one(kind):
     score_tokens(policy, policy, rollout, size=6)
     for index in micro_batches(rollout, torch.tensor([4, 1, 3, 0]), 2):
         part = rollout.rows(index)
-        logits, _ = policy(part.ids, part.attention_mask, part.n_response)
-        ratio = (token_logprobs(logits, part.ids) - part.logprobs)[part.mask].exp()
+        logprobs, _ = logprobs_and_values(policy, part)
+        ratio = (logprobs - part.logprobs)[part.mask].exp()
         torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=2e-6)
 
 
@@ -295,8 +305,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_minibatch():
         policy.zero_grad()
         for index in micro_batches(rollout, torch.arange(4), size):
             part = rollout.rows(index)
-            logits, values = policy(part.ids, part.attention_mask, part.n_response)
-            logprobs, values = token_logprobs(logits, part.ids), on_sequence(values, part.ids)
+            logprobs, values = logprobs_and_values(policy, part)
             loss = policy_loss(logprobs, part.logprobs, part.advantages, part.mask, 0.2)
             loss = loss + value_loss(values, part.values, part.returns, part.mask, 0.2)
             (loss * len(index) / 4).backward()
@@ -338,8 +347,27 @@ def test_main_reuses_a_warmup_only_if_made_with_the_same_settings(tmp_path, caps
                        "--batch-size=4", "--max-new-tokens=4", "--device=cpu",
                        f"--out={tmp_path / 'reft'}", *more])
         return "reusing" in capsys.readouterr().out
-    assert [run(), run(), run("--seed=1"), run("--seed=1"), run("--seed=1", "--cot=program")] == [
-        False, True, False, True, False]
+    assert [run(), run(), run("--seed=1"), run("--seed=1"), run("--seed=1", "--cot=program"),
+            run("--seed=1", "--cot=program", "--warmup-lr=0.1")] == [
+        False, True, False, True, False, False]
+
+
+def test_main_refuses_to_write_over_its_own_warmup(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main([f"--out={tmp_path / 'warmup'}"])
+    assert stopped.value.code == 2 and "the warm-up goes there" in capsys.readouterr().err
+    assert not (tmp_path / "warmup").exists()
+
+
+def test_main_names_the_baseline_of_the_same_task(tmp_path, capsys):
+    """What the summary says to run next is SFT on the same problems, of the same model and seed."""
+    base, out = save_tiny(tmp_path / "base"), tmp_path / "reft"
+    reft_ppo.main([f"--warmup={base}", f"--model={base}", "--limit=8", "--seed=3", "--steps=1",
+                   "--batch-size=4", "--max-new-tokens=4", "--device=cpu", f"--out={out}"])
+    [command] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("next:")]
+    assert set(command.split()[3:-3]) == {
+        f"--model={base}", "--limit=8", "--seed=3", "--device=cpu", "--max-new-tokens=4",
+        f"--out={tmp_path / 'sft'}"}
 
 
 def test_main_first_update_has_ratio_one_and_gae_gets_its_flags(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 import argparse
 import json
+import os
+import time
 
 import pytest
 
@@ -20,6 +22,14 @@ def test_finished_with_needs_a_result_and_the_same_flags(tmp_path):
     assert finished_with(tmp_path / "run", {"seed": 0})
     assert not finished_with(tmp_path / "run", {"seed": 1})
     assert not finished_with(tmp_path / "none", {"seed": 0})
+    later = time.time() + 60
+    (tmp_path / "data.jsonl").write_text("")
+    flags = {"task": str(tmp_path / "data.jsonl")}
+    open_run(tmp_path / "on_data", flags)
+    write_json(tmp_path / "on_data", "result.json", {})
+    assert finished_with(tmp_path / "on_data", flags)
+    os.utime(tmp_path / "data.jsonl", (later, later))  # edited since
+    assert not finished_with(tmp_path / "on_data", flags)
     open_run(tmp_path / "run", {"seed": 0})  # begun again: its old result no longer counts
     assert not finished_with(tmp_path / "run", {"seed": 0})
 

@@ -47,7 +47,7 @@ def test_pad_is_equal_to_its_twin_in_reft_ppo():
     ids, attention_mask, mask, n_response = pad(examples, "cpu")
     rollout = reft_ppo.pad([p for p, _ in examples], [r for _, r in examples], "cpu")
     assert torch.equal(ids, rollout.ids) and torch.equal(attention_mask, rollout.attention_mask)
-    assert torch.equal(mask, rollout.mask) and n_response == rollout.n_response == 4
+    assert torch.equal(mask, rollout.mask) and n_response == 4
 
 
 def test_encode_ends_in_one_eos_and_meets_at_the_seam():

@@ -22,12 +22,6 @@ def read_json(name):
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory, monkeypatch):
-    import datasets
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
 # ---- prompts and problems -------------------------------------------------------------------
 
 def test_format_prompt_is_exact():
