@@ -274,11 +274,14 @@ def diagnose(metrics, warmup_dev, kl_limit=1.0):
     rewards = [sum(m["reward"] for m in metrics[i:i + tail]) / tail
                for i in range(len(metrics) - tail + 1)]
     found = []
-    if rewards[-1] < 0.7 * max(rewards):
+    if max(rewards) < 0.05:
+        found.append("Hardly a sample earned a reward, so there was nothing to learn from. Try "
+                     "more --warmup-epochs, a larger --max-new-tokens, or a stronger --model.")
+    elif rewards[-1] < 0.7 * max(rewards):
         at = metrics[rewards.index(max(rewards)) + tail - 1]["step"]
         found.append(f"The reward collapsed: {max(rewards):.2f} near step {at}, {rewards[-1]:.2f} "
                      "at the end. Try a smaller --lr or a larger --kl-coef.")
-    if max(m.get("dev_accuracy", 0.0) for m in metrics) <= warmup_dev:
+    if max(rewards) >= 0.05 and all(m.get("dev_accuracy", 0.0) <= warmup_dev for m in metrics):
         found.append("No evaluation on dev was better than the warm-up, so the saved model is the "
                      "warm-up. Try more --steps, or look at the rewards in metrics.jsonl.")
     worst = max(metrics, key=lambda m: m["kl"] / m["response_tokens"])

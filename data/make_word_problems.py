@@ -14,9 +14,9 @@ A problem has more than one right solution, and these "annotators" have two habi
              careful   have = 47 + 28; left = have - 12; return left      (each on its own line)
 
 A short solution is done in the head (of a program, the last step is left to Python); a careful one
-writes every small step down. All are correct; of those in words 70% are short, of the programs half.
-Whether a model can *carry out* a short one is another matter: this is what a reward can find out,
-and imitation cannot.
+writes every small step down. All are correct; of those in words 70% are short, of the programs
+half. Whether a model can *carry out* a short one is another matter: this is what a reward can find
+out, and imitation cannot.
 """
 
 import argparse

@@ -455,6 +455,7 @@ def test_diagnose_names_a_collapse_and_an_explosion_and_nothing_else():
         return diagnose(metrics, warmup_dev=0.5)
     assert found([0.3, 0.5, 0.7, 0.8, 0.78], kl=10) == []
     for word, sentences in [("collapsed", found([0.3, 0.8, 0.2, 0.1, 0.1], kl=10)),
+                            ("Hardly a sample", found([0.0, 0.01, 0.0, 0.0, 0.0], kl=10, dev=0.5)),
                             ("exploded", found([0.3, 0.5, 0.7, 0.8, 0.8], kl=200)),
                             ("the warm-up", found([0.3, 0.5, 0.7, 0.8, 0.8], kl=10, dev=0.5))]:
         assert len(sentences) == 1 and word in sentences[0]
