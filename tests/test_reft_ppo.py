@@ -110,7 +110,11 @@ def test_formulas_ignore_even_nan_outside_the_mask():
     torch.testing.assert_close(advantages, torch.tensor([[0.0, 0.5, 0.0], [0.0, 0.0, 0.0]]))
     torch.testing.assert_close(returns, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
     assert not whiten(x, mask).isnan().any()
-    assert policy_loss(x, x, x, mask, 0.2).item() == pytest.approx(-0.5 / 2)
+    logprobs = torch.zeros(2, 3, requires_grad=True)
+    loss = policy_loss(logprobs, x.nan_to_num(-math.inf) - 0.5, x, mask, 0.2)  # ratio 1 on the mask
+    loss.backward()
+    assert loss.item() == pytest.approx(-0.5 / 2)
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[0, -0.25, 0], [0, 0, 0]]))
     assert value_loss(x, x, x + 1, mask, 0.2).item() == pytest.approx(0.5 / 2)
 
 
