@@ -16,8 +16,8 @@ import transformers
 from tqdm import tqdm
 
 import runs
-from verifier import (careful_share, choices_of, extract_answer, format_prompt, is_correct,
-                      load_problems)
+from verifier import (careful_share, choices_of, extract_answer, format_prompt, load_problems,
+                      same_answer)
 
 transformers.utils.logging.disable_progress_bar()  # saving 1 MB needs no bar of its own
 
@@ -128,13 +128,14 @@ def evaluate(model, tokenizer, problems, cot="nl", max_new_tokens=100, batch_siz
                          max_new_tokens, batch_size=batch_size)
     model.train(training)
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    correct = [is_correct(t, a, cot, choices) for t, a in zip(texts, problems["answer"])]
+    extracted = [extract_answer(text, cot, choices) for text in texts]
+    correct = [same_answer(x, a, choices) for x, a in zip(extracted, problems["answer"])]
     count = len(texts)
     return {
         "accuracy": sum(correct) / count,
         "mean_tokens": sum(map(len, rows)) / count,
         "eos_rate": sum(tokenizer.eos_token_id in row for row in rows) / count,
-        "answered": sum(extract_answer(t, cot, choices) is not None for t in texts) / count,
+        "answered": sum(x is not None for x in extracted) / count,
         "careful": careful_share(texts, cot)}
 
 

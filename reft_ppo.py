@@ -254,11 +254,6 @@ def flags_of_sft(args):
             if getattr(args, name) != getattr(usual, name)]
 
 
-def weights_of(lm):
-    """A copy of the weights, kept off the GPU."""
-    return {name: weight.to("cpu", copy=True) for name, weight in lm.state_dict().items()}
-
-
 def endless(examples):
     """The examples over and over, each pass in an order of its own."""
     while True:
@@ -323,7 +318,7 @@ def main(argv=None):
     questions = endless(list(zip(train_prompts, train["answer"])))
     generator = torch.Generator(device).manual_seed(args.seed)
     warmup_dev = best = measure(lm, dev)["accuracy"]
-    best_weights, history = weights_of(lm), []
+    best_weights, history = runs.weights_of(lm), []
 
     bar = tqdm(range(1, args.steps + 1), desc=f"PPO {args.out}", unit="step")
     for step in bar:
@@ -393,7 +388,7 @@ def main(argv=None):
         if step % args.eval_every == 0 or step == args.steps:
             metrics["dev_accuracy"] = measure(lm, dev)["accuracy"]
             if metrics["dev_accuracy"] > best:
-                best, best_weights = metrics["dev_accuracy"], weights_of(lm)
+                best, best_weights = metrics["dev_accuracy"], runs.weights_of(lm)
             for i in range(2):
                 prompt = tokenizer.decode(prompts[i], skip_special_tokens=True)
                 tqdm.write(f"\nstep {step}: score {scores[i]:.1f}, KL {kl[i]:.2f} nats, answer "

@@ -72,7 +72,7 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
 
 
 def pick_device(name: str) -> str:
-    """ "auto" -> the best device there is; stops if the one asked for is not there."""
+    """The best device there is for "auto"; stops where the one asked for is missing."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
              "cpu": True}
     if name == "auto":
@@ -157,6 +157,11 @@ def log_step(out: str, metrics: dict):
 
 def read_metrics(out: str) -> list[dict]:
     return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(model) -> dict:
+    """A copy of the weights, kept off the GPU."""
+    return {name: weight.to("cpu", copy=True) for name, weight in model.state_dict().items()}
 
 
 def save_model(out: str, model, tokenizer):

@@ -9,7 +9,6 @@ Differs from the paper:
 - the tiny embedded model takes a larger learning rate and more epochs than a 7B model
 """
 
-import copy
 import random
 import time
 
@@ -129,7 +128,7 @@ def main(argv=None):
                 metrics["dev_accuracy"] = measure(dev)["accuracy"]
                 if metrics["dev_accuracy"] > best:
                     best, best_epoch = metrics["dev_accuracy"], epoch
-                    best_weights = copy.deepcopy(model.state_dict())
+                    best_weights = runs.weights_of(model)
                 bar.set_postfix(epoch=epoch, loss=f"{loss.item():.3f}", dev=f"{best:.1%}")
             runs.log_step(args.out, metrics)
             bar.update()
