@@ -1,254 +1,444 @@
-"""Load a model, generate, measure; compare finished runs in a table and a figure.
+"""Load a model, generate, measure; compare finished runs in tables and figures.
 
-    python eval.py out/warmup out/sft out/reft        # a table, and curves.png, in out/compare
-    python eval.py data/base_model --task word_problems --split dev
+    python eval.py out/warmup out/sft out/reft out/dpo        # all of it in out/compare
+    python eval.py data/base_model --split dev --samples 0    # any model; greedy accuracy only
+    python eval.py --rescore out/compare/generations/0-warmup.jsonl
+    python eval.py --frontier                                 # reward against KL, many runs
 
-Accuracy is that of the greedy response to each problem. Runs that differ in their seed alone are
-averaged. Longer responses than those a run was trained on are not waited for.
+Each model answers every problem greedily, for its accuracy, and --samples times at T = 1, for
+pass@k, maj@k and its KL to the warm-up. Runs that differ in their seed alone share a row.
 """
 
+import json
 import math
 import statistics
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
-import transformers
 from tqdm import tqdm
 
+import figures
 import runs
+from generate import generate, generate_rows, load_model, pad  # noqa: F401
 from verifier import (careful_share, choices_of, extract_answer, format_prompt, load_problems,
-                      same_answer)
-
-transformers.utils.logging.disable_progress_bar()  # saving 1 MB needs no bar of its own
+                      score)
 
 
-def load_model(path, device=None, dtype=None):
-    """A causal LM in eval mode and its tokenizer.
+def respond(model, tokenizer, problems, cot="nl", max_new_tokens=100, n=1, temperature=0.0,
+            seed=None, batch_size=256):
+    """n responses to each problem, graded: a list of dicts (see `grade`), problem after problem."""
+    choices, training = choices_of(problems), model.training
+    prompts = [format_prompt(q, cot) for q in problems["question"] for _ in range(n)]
+    answers = [answer for answer in problems["answer"] for _ in range(n)]
+    model.eval()
+    rows = generate_rows(model, tokenizer, prompts, max_new_tokens, temperature, seed, batch_size)
+    model.train(training)
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [grade({"prompt": prompt, "response": text, "answer": answer, "cot": cot,
+                   "choices": choices, "ended": tokenizer.eos_token_id in row, "ids": row})
+            for prompt, answer, row, text in zip(prompts, answers, rows, texts)]
 
-    Args:
-        path: a run's folder, a Hugging Face folder or a hub name.
-        dtype: "float32" (the default), "bfloat16" or a torch.dtype.
-    Raises: SystemExit (code 2) where there is no such model, or one without an EOS token.
-    """
-    path = str(path)
-    if (Path(path) / "model").is_dir():
-        path = str(Path(path) / "model")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype or "float32", use_safetensors=True)
-    except Exception as error:  # each part of the loader raises its own kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        runs.stop(f"{path}: no model could be loaded ({reason}); give a run's folder, a hub name, "
-                  "or a folder with config.json, model.safetensors and a tokenizer")
-    if tokenizer.eos_token_id is None:
-        runs.stop(f"{path}: its tokenizer has no EOS token, so no response could end")
-    return model.to(runs.pick_device(device or "auto")).eval(), tokenizer
+
+def grade(response):
+    """A response with what the verifier makes of it: `extracted` and `score`."""
+    extracted = extract_answer(response["response"], response["cot"], response["choices"])
+    return response | {"extracted": extracted,
+                       "score": score(extracted, response["answer"], response["choices"])}
+
+
+def summarize(responses):
+    """A dict: accuracy, eos_rate, answered and careful as fractions in [0, 1]; mean_tokens per
+    response, EOS included. (`careful` is the embedded task's style, of no meaning elsewhere.)"""
+    count = len(responses)
+    return {
+        "accuracy": sum(r["score"] == 1 for r in responses) / count,
+        "mean_tokens": sum(len(r["ids"]) for r in responses) / count,
+        "eos_rate": sum(r["ended"] for r in responses) / count,
+        "answered": sum(r["extracted"] is not None for r in responses) / count,
+        "careful": careful_share([r["response"] for r in responses], responses[0]["cot"])}
+
+
+def evaluate(model, tokenizer, problems, cot="nl", max_new_tokens=100):
+    """The greedy responses to `problems`, summarized."""
+    return summarize(respond(model, tokenizer, problems, cot, max_new_tokens))
 
 
 @torch.no_grad()
-def generate_ids(model, prompts, eos_id, max_new_tokens, temperature=0.0, generator=None):
-    """Sample one response per prompt with a key-value cache; finished rows leave the batch.
+def response_kl(model, reference, tokenizer, responses, batch_size=64):
+    """KL(model || reference) on each response, a (count,) tensor in nats.
 
-    Args:
-        prompts: list of lists of token ids. Padded on the left; the padding is never attended to.
-        temperature: 0 is greedy; otherwise no top-k and no top-p: samples follow the model exactly.
-        generator: a torch.Generator on the model's device.
-    Returns: a list of lists of token ids. A response that ended holds its EOS, one cut off none.
+    The exact KL between the two next-token distributions, summed over the response's tokens. By
+    the chain rule its mean over the model's own samples at T = 1 is the KL of whole responses; it
+    is never negative, and less noisy than the mean of log pi - log pi_ref.
     """
-    device, longest = model.device, max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    responses = torch.full((len(prompts), max_new_tokens), eos_id, device=device)
-    rows = torch.arange(len(prompts), device=device)  # the responses still being written
-    alive = torch.ones_like(rows, dtype=torch.bool)
-    cache = None
-    for t in range(max_new_tokens):
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions,
-                    past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = out.past_key_values
-        logits = out.logits[:, -1].float()  # (rows, vocab)
-        if temperature == 0:
-            token = logits.argmax(-1)
-        else:
-            p = (logits / temperature).softmax(-1)
-            token = torch.multinomial(p, 1, generator=generator)[:, 0]
-        responses[rows[alive], t] = token[alive]
-        alive &= token != eos_id
-        if not alive.any():
-            break
-        if alive.float().mean() < 0.8:  # dropping rows copies the cache, so not for each one
-            rows, token, mask, positions = rows[alive], token[alive], mask[alive], positions[alive]
-            cache.batch_select_indices(alive.nonzero()[:, 0])
-            alive = alive[alive]
-        ids = token[:, None]
-        mask = torch.cat([mask, torch.ones_like(ids)], 1)
-        positions = positions[:, -1:] + 1
-    return [row[:row.index(eos_id) + 1] if eos_id in row else row for row in responses.tolist()]
+    def next_token(lm, ids, attention_mask, n_response):
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        logits = lm(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
+                    use_cache=False, logits_to_keep=n_response + 1).logits
+        return logits[:, :-1].float().log_softmax(-1)  # (batch, n_response, vocab)
+
+    prompts = tokenizer([r["prompt"] for r in responses])["input_ids"]
+    examples = [(prompt, r["ids"]) for prompt, r in zip(prompts, responses)]
+    order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
+    kl = torch.zeros(len(examples))
+    most = max(1, 2**26 // (model.config.vocab_size * max(len(r) for _, r in examples)))
+    for rows in torch.tensor(order).split(min(batch_size, most)):  # a tensor of at most 256 MB
+        ids, attention_mask, mask, n_response = pad([examples[i] for i in rows], model.device)
+        p, q = (next_token(lm, ids, attention_mask, n_response) for lm in (model, reference))
+        of_tokens = (p.exp() * (p - q)).sum(-1)
+        kl[rows] = of_tokens.masked_fill(~mask[:, -n_response:], 0).sum(-1).cpu()
+    return kl
 
 
-def generate_rows(model, tokenizer, prompts, max_new_tokens, temperature=0.0, seed=None,
-                  batch_size=256):
-    """`generate_ids` of texts, batched by length. Returns a list of ids, in the prompts' order."""
-    generator = None
-    if temperature > 0:
-        generator = torch.Generator(model.device)
-        generator.manual_seed(seed) if seed is not None else generator.seed()
-    encoded = tokenizer(list(prompts))["input_ids"]
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
-    responses = [None] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        batch = order[start:start + batch_size]
-        ids = generate_ids(model, [encoded[i] for i in batch], tokenizer.eos_token_id,
-                           max_new_tokens, temperature, generator)
-        for i, row in zip(batch, ids):
-            responses[i] = row
-    return responses
+def mean_and_error(values, n):
+    """The mean of n values for each problem, and its standard error: that of the problems' means,
+    since the samples of one problem are alike."""
+    of_problems = torch.as_tensor(values, dtype=torch.double).view(-1, n).mean(-1)
+    return of_problems.mean().item(), (of_problems.std() / len(of_problems) ** 0.5).item()
 
 
-def generate(model, tokenizer, prompts, max_new_tokens, temperature=0.0, n=1, seed=None,
-             batch_size=256):
-    """n responses to each prompt, as text without special tokens: list[list[str]]."""
-    repeated = [prompt for prompt in prompts for _ in range(n)]
-    rows = generate_rows(model, tokenizer, repeated, max_new_tokens, temperature, seed, batch_size)
-    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    return [texts[i * n:(i + 1) * n] for i in range(len(prompts))]
+def reward_and_kl(model, reference, tokenizer, problems, cot, max_new_tokens, n, seed=0):
+    """A point of the reward-KL frontier, of n samples at T = 1 to each dev problem: dev_reward
+    (mean score), dev_kl (nats a response) and their standard errors."""
+    responses = respond(model, tokenizer, problems, cot, max_new_tokens, n, 1.0, seed)
+    kl, kl_error = mean_and_error(response_kl(model, reference, tokenizer, responses), n)
+    mean, error = mean_and_error([r["score"] for r in responses], n)
+    return {"dev_reward": mean, "dev_reward_error": error, "dev_kl": kl, "dev_kl_error": kl_error}
 
 
-def evaluate(model, tokenizer, problems, cot="nl", max_new_tokens=100, batch_size=256):
-    """Greedy responses to `problems`, measured.
-
-    Returns a dict: accuracy, eos_rate, answered and careful as fractions in [0, 1]; mean_tokens per
-    response, EOS included. (`careful` is the embedded task's style, of no meaning elsewhere.)
-    """
-    choices, training = choices_of(problems), model.training
-    model.eval()
-    rows = generate_rows(model, tokenizer, [format_prompt(q, cot) for q in problems["question"]],
-                         max_new_tokens, batch_size=batch_size)
-    model.train(training)
-    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    extracted = [extract_answer(text, cot, choices) for text in texts]
-    correct = [same_answer(x, a, choices) for x, a in zip(extracted, problems["answer"])]
-    count = len(texts)
-    return {
-        "accuracy": sum(correct) / count,
-        "mean_tokens": sum(map(len, rows)) / count,
-        "eos_rate": sum(tokenizer.eos_token_id in row for row in rows) / count,
-        "answered": sum(x is not None for x in extracted) / count,
-        "careful": careful_share(texts, cot)}
+# --- Statistics ---
 
 
 def percent(fraction, count):
-    """A fraction of `count` with its 95% interval (normal approximation): "49.6% ± 4.4"."""
-    return f"{fraction:.1%} ± {196 * math.sqrt(fraction * (1 - fraction) / count):.1f}"
+    """A fraction of `count` with its 95% interval (Wilson's): "49.6% [45.2, 54.0]"."""
+    z = 1.96
+    middle = (fraction + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(
+        fraction * (1 - fraction) / count + z * z / (4 * count * count))
+    return f"{fraction:.1%} {interval(middle - half, middle + half)}"
+
+
+def interval(low, high):
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def bootstrap(first, second, draws=10_000, seed=0):
+    """The 95% interval of mean(second) - mean(first), by the paired bootstrap.
+
+    Problems are drawn again, the same for both sides, since an easy problem is easy for both; so
+    are the runs, each side's apart. (Of few runs the spread comes out small: by a factor of
+    sqrt(2/3) for three.)
+    Args: first (runs, problems), second (runs of its own, problems): each problem's accuracy.
+    Returns: (low, high).
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def mean(accuracies, problems):
+        of_runs = accuracies[:, problems].mean(-1)  # (runs, draws)
+        drawn = torch.randint(len(of_runs), of_runs.shape, generator=generator)
+        return of_runs.gather(0, drawn).mean(0)
+
+    differences = []
+    for _ in range(0, draws, 500):
+        problems = torch.randint(first.shape[1], (500, first.shape[1]), generator=generator)
+        differences.append(mean(second, problems) - mean(first, problems))
+    low, high = torch.cat(differences).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def pass_at_k(n, correct, k):
+    """The probability that k of n samples, `correct` of which are right, hold a right one: the
+    unbiased estimator of Chen et al. (arXiv 2107.03374), 1 - C(n - correct, k) / C(n, k)."""
+    return 1 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def majority(answers):
+    """The answer given most often; of several, the one given first; None where there is none."""
+    counts = Counter(answer for answer in answers if answer is not None)
+    return max(counts, key=counts.get, default=None)
+
+
+def maj_at_k(answers, correct, k):
+    """How often the majority of k samples is right: the mean over the n // k lots of k samples.
+
+    Args: answers, n extracted answers to one problem (None where there is none) in the order of
+        sampling; correct, n bools.
+    """
+    right = {answer for answer, yes in zip(answers, correct) if yes}
+    lots = [answers[at:at + k] for at in range(0, len(answers) - k + 1, k)]
+    return sum(majority(lot) in right for lot in lots) / len(lots)
+
+
+# --- Runs, measured and compared ---
 
 
 def is_run(folder):
     return (Path(folder) / "result.json").exists()
 
 
+def flags_of(folder):
+    """The flags that a finished run was made with; {} for a mere model."""
+    return runs.read_json(folder, "config.json")["flags"] if is_run(folder) else {}
+
+
+def accuracy_table(measured, count, careful):
+    """The table that a run ends with. measured: {name: what `evaluate` returned on `count`
+    problems}; careful: whether the share of careful solutions means anything."""
+    columns = {"mean_tokens": ("tokens", ".1f"), "eos_rate": ("ended", ".1%")}
+    if careful:
+        columns["careful"] = ("careful", ".1%")
+    rows = [[name, percent(m["accuracy"], count), *(
+        format(m[key], form) for key, (_, form) in columns.items() if key in m)]
+        for name, m in measured.items()]
+    header = ["", "test accuracy [95%]", *(title for title, _ in columns.values())]
+    return runs.table(header[:len(rows[0])], rows)
+
+
 def by_seed(folders):
     """[(name, folders)]: together where the name is the same and all flags but the seed's are."""
     groups = {}
     for folder in folders:
-        flags = runs.read_json(folder, "config.json")["flags"] if is_run(folder) else {"": folder}
-        rest = {name: x for name, x in flags.items() if name not in ("seed", "out", "warmup")}
+        rest = {name: x for name, x in (flags_of(folder) or {"": folder}).items()
+                if name not in ("seed", "out", "warmup")}
+        # A run that starts from another run's model: the same model but for the seed
+        rest["model"] = Path(str(rest.get("model"))).name
         groups.setdefault((Path(folder).name, str(rest)), []).append(folder)
     return [(name, group) for (name, _), group in groups.items()]
 
 
-def draw_curves(folders, path):
-    """Accuracy, response length and share of careful solutions, saved as a picture at `path`.
+def warmup_of(folder):
+    """The model that KL is measured from: what the run started from, or the `warmup` beside it."""
+    beside = Path(folder).parent / "warmup"
+    return flags_of(folder).get("warmup") or (str(beside) if is_run(beside) else None)
 
-    Runs with a `reward` in their metrics (ReFT) are drawn over their steps: thin, the samples they
-    train on; with dots, greedy on dev. Others are levels: their accuracy on dev, and the length and
-    style of their greedy responses on test.
+
+def cost_of(folder):
+    """What training took, from the run's own log; evaluations, and the warm-up, are not in it."""
+    if not is_run(folder):
+        return {}
+    metrics = runs.read_metrics(folder)
+    return {name: sum(m.get(name, 0) for m in metrics)
+            for name in ["questions", "samples", "tokens", "seconds"]} | {
+        "peak_memory_mb": runs.read_json(folder, "result.json")["peak_memory_mb"]}
+
+
+def measure(model, tokenizer, problems, flags, samples, warmup, generations):
+    """All that is to be known of one model, as a dict; each response is saved in `generations`.
+
+    flags: cot, max_new_tokens and seed. warmup: the model that KL is measured from, or None.
     """
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    how = dict(cot=flags["cot"], max_new_tokens=flags["max_new_tokens"])
+    greedy, sampled = respond(model, tokenizer, problems, **how), []
+    measured = summarize(greedy) | {"correct": [int(r["score"] == 1) for r in greedy]}
+    if samples:
+        sampled = respond(model, tokenizer, problems, **how, n=samples, temperature=1.0,
+                          seed=flags["seed"])
+        of_problems = [sampled[at:at + samples] for at in range(0, len(sampled), samples)]
+        measured["pass_at"], measured["maj_at"] = at_k(of_problems, samples)
+        if warmup is not None:
+            kl = response_kl(model, load_model(warmup, model.device)[0], tokenizer, sampled)
+            measured["kl"], measured["kl_error"] = mean_and_error(kl, samples)
+    runs.write_lines(generations.parent, generations.name, [
+        {"decoding": name, **{key: x for key, x in r.items() if key != "ids"},
+         "tokens": len(r["ids"])}
+        for name, responses in [("greedy", greedy), ("sampled", sampled)] for r in responses])
+    return measured
+
+
+def at_k(of_problems, n):
+    """{k: mean pass@k} and {k: mean maj@k} of n responses a problem, k = 1, 4, 16, ... and n."""
+    correct = [[r["score"] == 1 for r in responses] for responses in of_problems]
+    answers = [[r["extracted"] for r in responses] for responses in of_problems]
+    ks = sorted({4**i for i in range(n.bit_length()) if 4**i < n} | {n})
+    return ({k: statistics.mean(pass_at_k(n, sum(c), k) for c in correct) for k in ks},
+            {k: statistics.mean(map(maj_at_k, answers, correct, [k] * len(correct))) for k in ks})
+
+
+def tables(measured):
+    """The comparison as Markdown: accuracy, samples and cost, a row for each group of runs."""
+    groups = [(f"{name}, {len(group)} seeds" if len(group) > 1 else group[0],
+               [measured[folder] for folder in group]) for name, group in by_seed(measured)]
+    matrices = [torch.tensor([m["correct"] for m in group]).float() for _, group in groups]
+    first_name, first = groups[0]
+
+    def mean(group, key, form):
+        found = [m[key] for m in group if key in m]
+        return form.format(statistics.mean(found)) if found else ""
+
+    accuracy, samples, cost = [], [], []
+    for (name, group), correct in zip(groups, matrices):
+        fraction = correct.mean().item()
+        if len(group) > 1:
+            spread = statistics.stdev(m["accuracy"] for m in group)
+            cell = f"{fraction:.1%} {interval(*bootstrap(0 * correct, correct))}"
+            cell = f"{cell} ± {100 * spread:.1f}"
+        else:
+            cell = percent(fraction, correct.shape[1])
+        same = all(group[0][key] == first[0][key] for key in ["task", "split", "problems"])
+        gain = ""
+        if group is not first and same:
+            low, high = bootstrap(matrices[0], correct)
+            gain = f"{100 * (fraction - matrices[0].mean().item()):+.1f} {interval(low, high)}"
+        accuracy.append([
+            name, cell, gain,
+            mean(group, "mean_tokens", "{:.1f}"), mean(group, "eos_rate", "{:.1%}"),
+            f"{1 - statistics.mean(m['answered'] for m in group):.1%}",
+            mean(group, "careful", "{:.1%}") if group[0]["task"] == "word_problems" else ""])
+        kl = ""
+        if "kl" in group[0]:
+            error = math.hypot(*(m["kl_error"] for m in group)) / len(group)
+            kl = f"{statistics.mean(m['kl'] for m in group):.2f} ± {error:.2f}"
+        at_ks = [f"{statistics.mean(m[key][k] for m in group):.1%}"
+                 for k in group[0].get("pass_at", {}) for key in ["maj_at", "pass_at"]]
+        samples.append([name, *at_ks, kl])
+        costs = [m["cost"] for m in group]
+        cost.append([name, *(mean(costs, key, "{:,.0f}")
+                             for key in ["questions", "samples", "tokens", "seconds",
+                                         "peak_memory_mb"])])
+    ks = [f"{name}@{k}" for k in groups[0][1][0].get("pass_at", {}) for name in ["maj", "pass"]]
+    split = groups[0][1][0]["split"]
+    parts = [runs.table(["run", f"{split} accuracy [95%]", f"minus {first_name}", "tokens", "ended",
+                         "no answer", "careful"], accuracy)]
+    if ks:
+        parts.append(runs.table(["samples at T = 1", *ks, "KL to warm-up, nats"], samples))
+    if any(any(row[1:]) for row in cost):
+        parts.append(runs.table(["cost, the warm-up's apart", "questions", "sampled",
+                                 "tokens trained", "seconds", "MB"], cost))
+    return "\n\n".join(parts)
+
+
+def compare(args):
+    """Measure the runs named; print and save tables and figures."""
+    folders = args.runs + [args.model] * bool(args.model)
+    if not folders:
+        runs.stop("nothing to evaluate; name runs or models: python eval.py out/warmup out/reft")
+    measured = {}
+    for i, folder in enumerate(bar := tqdm(folders, unit="run")):
+        bar.set_description(folder)
+        own = flags_of(folder)
+        flags = {name: getattr(args, name) or own.get(name, usual) for name, usual in [
+            ("task", "word_problems"), ("cot", "nl"), ("limit", None), ("max_new_tokens", 100)]}
+        if flags["task"] == "none":
+            runs.stop(f"{folder} was trained on pairs alone: name a --task to measure it on")
+        problems = load_problems(flags["task"], args.split, flags["limit"])
+        model, tokenizer = load_model(folder, args.device)
+        generations = Path(args.out) / "generations" / f"{i}-{Path(folder).name}.jsonl"
+        runs.make_folder(generations.parent)
+        measured[folder] = {
+            **flags, "split": args.split, "problems": len(problems), "cost": cost_of(folder),
+            "generations": str(generations),
+            **measure(model, tokenizer, problems, flags | {"seed": args.seed}, args.samples,
+                      warmup_of(folder), generations)}
+    text = tables(measured)
+    notes = ("[]: 95% interval, of one run Wilson's, of seeds and of differences by bootstrap; ±: "
+             "standard deviation of the seeds, of the KL its standard error")
+    print(f"\n{text}\n\n{notes}")
+    runs.write_json(args.out, "compare.json", measured)
+    (Path(args.out) / "compare.md").write_text(f"{text}\n\n{notes}\n")
     groups = by_seed(folders)
-    dashes = iter(["--", ":", "-."] * len(groups))
-    for n, (name, group) in enumerate(groups):
-        histories = [runs.read_metrics(folder) for folder in group]
-        if "reward" not in histories[0][-1]:
-            results = [runs.read_json(folder, "result.json") for folder in group]
-            dash = next(dashes)
-            for ax, key in zip(axes, ["dev_accuracy", "mean_tokens", "careful"]):
-                level = statistics.mean(result[key] for result in results)
-                ax.axhline(level, color="0.3", ls=dash, lw=1.2, label=f"{name}, on dev")
-            continue
-        for i, metrics in enumerate(histories):
-            for ax, key in zip(axes, ["accuracy", "response_tokens", "careful"]):
-                points = [(m["step"], m[key]) for m in metrics if key in m]
-                if points:
-                    ax.plot(*zip(*points), color=f"C{n}", alpha=0.5, lw=1)
-            dev = [(m["step"], m["dev_accuracy"]) for m in metrics if "dev_accuracy" in m]
-            axes[0].plot(*zip(*dev), f"C{n}o-", ms=3, label=None if i else f"{name}, on dev")
-    for ax, title in zip(axes, ["accuracy", "tokens in a response",
-                                "share of careful solutions"]):
-        ax.set(title=title, xlabel="PPO step")
-        ax.set_ylim(bottom=0)
-        ax.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    if any(is_run(folder) for folder in folders):
+        figures.draw_curves([(name, group) for name, group in groups if is_run(group[0])],
+                            Path(args.out) / "curves.png")
+    if args.samples:
+        figures.draw_samples([(name, [measured[folder] for folder in group])
+                              for name, group in groups], Path(args.out) / "samples.png")
+    print(f"saved in {args.out}")
+
+
+def rescore(file):
+    """Score saved generations again, and say what changed."""
+    try:
+        rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
+        again = [grade(row) for row in rows]
+        saved = [row["score"] for row in rows]
+    except (OSError, ValueError, KeyError) as error:
+        runs.stop(f"--rescore {file}: not generations that eval.py saved ({error!r}); name a file "
+                  "in the folder `generations` of a comparison")
+    for decoding in dict.fromkeys(row["decoding"] for row in rows):
+        picked = [i for i, row in enumerate(rows) if row["decoding"] == decoding]
+        print(f"{decoding}: {len(picked):,} responses, accuracy "
+              f"{sum(saved[i] == 1 for i in picked) / len(picked):.1%} as saved, "
+              f"{sum(again[i]['score'] == 1 for i in picked) / len(picked):.1%} as scored now")
+    changed = [i for i, row in enumerate(again) if row["score"] != saved[i]]
+    print(f"{len(changed)} of {len(rows):,} scores changed")
+    for i in changed[:5]:
+        print(f"line {i + 1}: {saved[i]} -> {again[i]['score']}, right answer {rows[i]['answer']}, "
+              f"read as {again[i]['extracted']}, from ...{rows[i]['response'][-60:]!r}")
+
+
+# --- The frontier: reward against KL, as in figure 2 of the DPO paper ---
+
+FRONTIER = [  # name, script, minutes a run, the flag that is varied, its values, other flags
+    ("reft", "reft_ppo.py", 3.0, "kl_coef", [0.0, 0.02, 0.05, 0.2, 0.5], {"eval_every": 10}),
+    ("dpo", "dpo.py", 1.0, "beta", [0.1, 0.3, 1.0, 3.0], {}),
+]
+
+
+def frontier(args, shared):
+    """Make the runs of FRONTIER that are not there yet, each in a folder of its own, and draw them
+    all. Reward and KL are measured on dev at each of a run's evaluations.
+
+    shared: the defaults of the flags that every script has. Other seeds go into other folders, and
+    into the same figure.
+    """
+    given = {name: x for name, x in vars(args).items() if name in shared and x is not None}
+    jobs = []
+    for name, script, minutes, flag, values, more in FRONTIER:
+        for value in values:
+            folder = Path(args.out) / str(args.seed) / f"{name}-{value:g}"
+            flags = shared | given | more | {flag: value, "eval_samples": 4}
+            done = is_run(folder) and flags.items() <= flags_of(folder).items()
+            jobs.append((folder, script, flags, 0 if done else minutes))
+    todo = [job for job in jobs if job[-1]]
+    print(f"frontier: {len(jobs)} runs in {args.out}, {len(todo)} of them still to make: about "
+          f"{sum(job[-1] for job in todo):.0f} minutes on two CPU cores. Interrupt it at will: the "
+          "same command goes on from the last finished run.", flush=True)
+    for i, (folder, script, flags, _) in enumerate(todo, 1):
+        argv = [f"--{name.replace('_', '-')}={x}" for name, x in flags.items()
+                if x != shared.get(name)]
+        print(f"\nrun {i} of {len(todo)}: python {script} {' '.join(argv)}", flush=True)
+        try:
+            subprocess.run([sys.executable, runs.HOME / script, *argv, f"--out={folder}"],
+                           check=True)
+        except subprocess.CalledProcessError as error:
+            runs.stop(f"{script} ended with code {error.returncode}; its own words stand above")
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on from here")
+            raise SystemExit(130)
+    series = {}
+    for folder in sorted(Path(args.out).glob("*/*-*")):
+        if is_run(folder):
+            name, price = folder.name.split("-", 1)
+            points = [m for m in runs.read_metrics(folder) if "dev_kl" in m]
+            series.setdefault(name, {}).setdefault(float(price), []).extend(points)
+    figures.draw_frontier(series, Path(args.out) / "frontier.png")
+    print(f"saved: {args.out}/frontier.png")
 
 
 def main(argv=None):
     parser = runs.make_parser(__doc__, out="out/compare")
     parser.add_argument("runs", nargs="*", help="folders of finished runs, or models")
     parser.add_argument("--split", default="test", choices=["train", "dev", "test"])
-    parser.add_argument("--max-new-tokens", type=runs.number(int, 1), help="the longest response")
+    parser.add_argument("--samples", type=runs.number(int, 0), default=32,
+                        help="responses to each problem at T = 1 (0: none, greedy accuracy only)")
+    parser.add_argument("--rescore", metavar="FILE", help="score saved generations again")
+    parser.add_argument("--frontier", action="store_true",
+                        help="train ReFT and DPO at several prices of KL and draw reward against "
+                        "KL; interrupted, it goes on where it was")
     # A run is measured on the task it was trained on, unless the flags say otherwise.
-    parser.set_defaults(model=None, task=None, cot=None, max_new_tokens=None)
+    shared = runs.shared_defaults()
+    parser.set_defaults(model=None, task=None, cot=None, max_new_tokens=None, out=None)
     args = parser.parse_args(argv)
-    folders = args.runs + [args.model] * bool(args.model)
-    if not folders:
-        runs.stop("nothing to evaluate; name runs or models: python eval.py out/warmup out/reft")
-    measured = {}
-    for folder in tqdm(folders, desc="evaluate", unit="run"):
-        flags = runs.read_json(folder, "config.json")["flags"] if is_run(folder) else {}
-        task, cot, limit, max_new_tokens = (
-            getattr(args, name) or flags.get(name, usual) for name, usual in [
-                ("task", "word_problems"), ("cot", "nl"), ("limit", None), ("max_new_tokens", 100)])
-        model, tokenizer = load_model(folder, args.device)
-        problems = load_problems(task, args.split, limit)
-        runs.make_folder(args.out)  # before the work, not after it
-        result = runs.read_json(folder, "result.json") if is_run(folder) else {}
-        measured[folder] = {
-            "task": task, "cot": cot, "split": args.split, "problems": len(problems),
-            **{name: result[name] for name in ["seconds", "peak_memory_mb"] if name in result},
-            **evaluate(model, tokenizer, problems, cot, max_new_tokens)}
-
-    def cells(name, group, accuracy):
-        def mean(key, form):
-            found = [m[key] for m in group if key in m]
-            return form.format(statistics.mean(found)) if found else ""
-        return [name, accuracy, mean("mean_tokens", "{:.1f}"), mean("eos_rate", "{:.1%}"),
-                mean("answered", "{:.1%}"),
-                mean("careful", "{:.1%}") if group[0]["task"] == "word_problems" else "",
-                mean("seconds", "{:.0f}"), mean("peak_memory_mb", "{:,.0f}")]
-
-    rows = [cells(folder, [m], percent(m["accuracy"], m["problems"]))
-            for folder, m in measured.items()]
-    for name, group in by_seed(measured):
-        if len(group) > 1:
-            accuracies = [measured[folder]["accuracy"] for folder in group]
-            rows.append(cells(
-                f"{name}, mean of {len(group)}", [measured[folder] for folder in group],
-                f"{statistics.mean(accuracies):.1%} ± {100 * statistics.stdev(accuracies):.1f}"))
-    text = runs.table(["run", f"{args.split} accuracy", "tokens", "ended", "answered", "careful",
-                       "seconds", "MB"], rows)
-    print(f"{text}\n\n±: of one run, the 95% interval; of a mean, the runs' standard deviation")
-    runs.write_json(args.out, "compare.json", measured)
-    (Path(args.out) / "compare.md").write_text(text + "\n")
-    finished = [folder for folder in folders if is_run(folder)]
-    if any("reward" in runs.read_metrics(folder)[-1] for folder in finished):
-        draw_curves(finished, Path(args.out) / "curves.png")
-    print(f"saved in {args.out}")
+    args.out = args.out or ("out/frontier" if args.frontier else "out/compare")
+    if args.rescore:
+        rescore(args.rescore)
+    elif args.frontier:
+        frontier(args, shared)
+    else:
+        compare(args)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ from torch import nn
 from tqdm import tqdm
 
 import runs
-from eval import draw_curves, evaluate, generate_ids, load_model, percent
-from sft import warm_up
+from eval import accuracy_table, evaluate, reward_and_kl
+from figures import draw_curves
+from generate import generate_ids, load_model, pad
+from sft import add_warmup_flags, warm_up
 from verifier import careful_share, choices_of, format_prompt, is_correct, load_problems, reward
 
 
@@ -151,18 +153,6 @@ class Rollout:
                           for name, x in parts.items() if x is not None})
 
 
-def pad(prompts, responses, device):
-    """Lists of token ids as a Rollout. Its masks come from lengths: padding may equal EOS."""
-    n_prompt, n_response = max(map(len, prompts)), max(map(len, responses))
-    ids = torch.zeros(len(prompts), n_prompt + n_response, dtype=torch.long)
-    attention_mask, mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for row, (p, r) in enumerate(zip(prompts, responses)):
-        ids[row, n_prompt - len(p):n_prompt + len(r)] = torch.tensor(p + r)
-        attention_mask[row, n_prompt - len(p):n_prompt + len(r)] = 1
-        mask[row, n_prompt:n_prompt + len(r)] = True
-    return Rollout(ids.to(device), attention_mask.to(device), mask[:, 1:].to(device))
-
-
 def micro_batches(rollout, index, size):
     """`index` in lots of at most `size` rows of similar length, so that little is padding."""
     lengths = rollout.attention_mask[index].sum(-1)
@@ -202,14 +192,7 @@ def score_tokens(policy, reference, rollout, size):
 
 def parse_args(argv=None):
     parser = runs.make_parser(__doc__, out="out/reft")
-    flags = parser.add_argument_group("warm-up")
-    flags.add_argument("--warmup", default=None,
-                       help="a model to start from; without it, sft.py makes one in the folder "
-                       "`warmup` beside --out, or it is reused if made with the same settings")
-    flags.add_argument("--warmup-epochs", type=runs.number(int, 1), default=5,
-                       help="[2; 10 for a 125M model]")
-    flags.add_argument("--warmup-lr", type=runs.number(float, above=0), default=2e-3,
-                       help="peak learning rate of the warm-up [1e-5]")
+    add_warmup_flags(parser)
     flags = parser.add_argument_group("ReFT (the paper's values in brackets)")
     flags.add_argument("--steps", type=runs.number(int, 1), default=100,
                        help="rollouts, each followed by its updates [300 epochs of the questions]")
@@ -236,22 +219,15 @@ def parse_args(argv=None):
     flags.add_argument("--vf-coef", type=runs.number(float, 0), default=0.3,
                        help="alpha, the weight of the value loss [5]")
     flags.add_argument("--max-grad-norm", type=runs.number(float, above=0), default=1.0, help="[1]")
-    flags.add_argument("--max-new-tokens", type=runs.number(int, 1), default=100,
-                       help="the longest response [700]")
     flags.add_argument("--eval-every", type=runs.number(int, 1), default=20,
                        help="steps between evaluations on dev; two responses are shown then")
+    flags.add_argument("--eval-samples", type=runs.number(int, 0), default=0,
+                       help="samples to each dev problem in evaluations, for the reward and the KL "
+                       "that eval.py --frontier draws (0: none)")
     args = parser.parse_args(argv)
     if args.kl_coef is None:
         args.kl_coef = {"nl": 0.05, "program": 0.01}[args.cot]
     return args
-
-
-def flags_of_sft(args):
-    """The flags that sft.py needs in order to train on the same task in the same way."""
-    shared = ["model", "task", "cot", "limit", "seed", "device", "max_new_tokens"]
-    usual = parse_args([])
-    return [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in shared
-            if getattr(args, name) != getattr(usual, name)]
 
 
 def endless(examples):
@@ -291,12 +267,7 @@ def main(argv=None):
     start = time.time()
 
     # Warm-up: SFT for a few epochs, so that sampling finds right answers at all
-    if args.warmup is None:
-        args.warmup = str(Path(args.out).parent / "warmup")
-        if Path(args.out) == Path(args.warmup):
-            runs.stop(f"--out {args.out}: the warm-up goes there; choose another folder")
-        warm_up([*flags_of_sft(args), f"--epochs={args.warmup_epochs}", f"--lr={args.warmup_lr}",
-                 f"--out={args.warmup}"])
+    args.warmup = warm_up(args)
 
     runs.set_seed(args.seed)
     train, dev, test = (load_problems(args.task, s, args.limit) for s in ["train", "dev", "test"])
@@ -328,7 +299,7 @@ def main(argv=None):
         prompts, answers = zip(*(next(questions) for _ in range(args.batch_size)))
         responses = generate_ids(lm, prompts, tokenizer.eos_token_id, args.max_new_tokens,
                                  temperature=1.0, generator=generator)
-        rollout = pad(prompts, responses, device)
+        rollout = Rollout(*pad(list(zip(prompts, responses)), device)[:3])
 
         # The rule scores them
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
@@ -372,6 +343,7 @@ def main(argv=None):
         log_ratio = torch.cat(log_ratios)
         metrics = {
             "step": step, "seconds": time.time() - began,
+            "questions": len(prompts), "samples": len(responses),
             "tokens": int(rollout.attention_mask.sum()) * args.ppo_epochs,
             "loss": float(sum(losses)) / len(grad_norms), "lr": lr,
             "grad_norm": torch.stack(grad_norms).mean().item(),
@@ -387,6 +359,9 @@ def main(argv=None):
             metrics["careful"] = careful_share(texts, args.cot)
         if step % args.eval_every == 0 or step == args.steps:
             metrics["dev_accuracy"] = measure(lm, dev)["accuracy"]
+            if args.eval_samples:
+                metrics |= reward_and_kl(lm, reference.lm, tokenizer, dev, args.cot,
+                                         args.max_new_tokens, args.eval_samples)
             if metrics["dev_accuracy"] > best:
                 best, best_weights = metrics["dev_accuracy"], runs.weights_of(lm)
             for i in range(2):
@@ -401,32 +376,27 @@ def main(argv=None):
     lm.load_state_dict(best_weights)
     runs.save_model(args.out, lm, tokenizer)
     before, after = measure(reference.lm, test), measure(lm, test)
-    draw_curves([args.out], f"{args.out}/curves.png")
     result = {"test_accuracy": after["accuracy"], "dev_accuracy": best,
               "warmup_test_accuracy": before["accuracy"], "warmup_dev_accuracy": warmup_dev,
               "seed": args.seed, "steps": args.steps,
               "seconds": time.time() - start, "peak_memory_mb": runs.peak_memory_mb(device.type),
               **{name: x for name, x in after.items() if name != "accuracy"}}
     runs.write_json(args.out, "result.json", result)
-    summarize(args, result, before, history, len(test))
+    draw_curves([("ReFT", [args.out])], f"{args.out}/curves.png")
+    summarize(args, before, after, result, history, len(test))
 
 
-def summarize(args, result, before, history, n_test):
+def summarize(args, before, after, result, history, n_test):
     """What happened, where it lies, what to try next."""
-    embedded = args.task == "word_problems"
-    rows = [[name, percent(accuracy, n_test), f"{m['mean_tokens']:.1f}", f"{m['eos_rate']:.1%}"]
-            + [f"{m['careful']:.1%}"] * embedded
-            for name, accuracy, m in [("warm-up", before["accuracy"], before),
-                                      ("ReFT", result["test_accuracy"], result)]]
-    header = ["", "test accuracy", "tokens", "ended"] + ["careful"] * embedded
-    print("\n" + runs.table(header, rows))
-    gain = 100 * (result["test_accuracy"] - before["accuracy"])
+    print("\n" + accuracy_table({"warm-up": before, "ReFT": after}, n_test,
+                                careful=args.task == "word_problems"))
+    gain = 100 * (after["accuracy"] - before["accuracy"])
     print(f"\nReFT: {gain:+.1f} points over its warm-up on {n_test} test problems, in "
           f"{result['seconds'] / 60:.1f} minutes and {result['peak_memory_mb']:,} MB.")
     for sentence in diagnose(history, result["warmup_dev_accuracy"]):
         print(f"warning: {sentence}")
     sft = Path(args.out).parent / "sft"
-    baseline = " ".join(["python sft.py", *flags_of_sft(args), f"--out={sft}"])
+    baseline = " ".join(["python sft.py", *runs.shared_flags(args), f"--out={sft}"])
     print(f"saved: model, metrics.jsonl, result.json and curves.png in {args.out}\n"
           f"next:  {baseline}   # the baseline\n"
           f"       python eval.py {args.warmup} {sft} {args.out}")

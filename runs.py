@@ -63,12 +63,26 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
                        help="solutions in words (N-CoT) or as Python programs (P-CoT)")
     flags.add_argument("--limit", type=number(int, 1), default=None,
                        help="use only the first so many problems of each split")
+    flags.add_argument("--max-new-tokens", type=number(int, 1), default=100,
+                       help="the longest response [ReFT: 700]")
     flags.add_argument("--seed", type=number(int, 0, 2**32), default=0,
                        help="the same seed gives the same numbers on the same CPU")
     flags.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
                        help="auto takes cuda, else mps, else cpu")
     flags.add_argument("--out", default=out, help="the folder this run writes")
     return parser
+
+
+def shared_defaults() -> dict:
+    """The flags that every script has, but for --out, and their defaults."""
+    usual = vars(make_parser("", out="").parse_args([]))
+    return {name: value for name, value in usual.items() if name != "out"}
+
+
+def shared_flags(args) -> list[str]:
+    """Those of them that are not at their defaults, as an argv."""
+    return [f"--{name.replace('_', '-')}={getattr(args, name)}"
+            for name, value in shared_defaults().items() if getattr(args, name) != value]
 
 
 def pick_device(name: str) -> str:
@@ -145,6 +159,15 @@ def write_json(out: str, name: str, content: dict):
     path = Path(out) / name
     beside = path.with_suffix(".tmp")
     beside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(beside, path)
+
+
+def write_lines(out: str, name: str, rows: list[dict]):
+    """A JSON object a line, written beside and renamed into place."""
+    path = Path(out) / name
+    beside = path.with_suffix(".tmp")
+    with open(beside, "w") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     os.replace(beside, path)
 
 

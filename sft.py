@@ -11,13 +11,15 @@ Differs from the paper:
 
 import random
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 import runs
-from eval import evaluate, load_model, percent
+from eval import evaluate, percent
+from generate import load_model, pad
 from verifier import format_prompt, load_problems
 
 
@@ -34,26 +36,6 @@ def encode(tokenizer, problems, cot):
     prompts = tokenizer([format_prompt(q, cot) for q in problems["question"]])["input_ids"]
     responses = tokenizer(solutions, add_special_tokens=False)["input_ids"]
     return [(p, r + [tokenizer.eos_token_id]) for p, r in zip(prompts, responses)]
-
-
-def pad(examples, device):
-    """Prompts padded on the left, responses on the right.
-
-    Args:
-        examples: a list of (prompt ids, response ids).
-    Returns: ids and attention_mask (batch, seq), the mask over tokens and not over the padding;
-        response mask (batch, seq-1), bool: column t is True where token t+1 is of the response;
-        n_response, the columns that the longest response takes.
-    """
-    n_prompt = max(len(p) for p, _ in examples)
-    n_response = max(len(r) for _, r in examples)
-    ids = torch.zeros(len(examples), n_prompt + n_response, dtype=torch.long)
-    attention_mask, mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for row, (p, r) in enumerate(examples):
-        ids[row, n_prompt - len(p):n_prompt + len(r)] = torch.tensor(p + r)
-        attention_mask[row, n_prompt - len(p):n_prompt + len(r)] = 1
-        mask[row, n_prompt:n_prompt + len(r)] = True
-    return ids.to(device), attention_mask.to(device), mask[:, 1:].to(device), n_response
 
 
 def sft_loss(model, ids, attention_mask, mask, n_response):
@@ -82,8 +64,6 @@ def parse_args(argv=None):
                        help="the share of steps over which the learning rate rises [0.1]")
     flags.add_argument("--weight-decay", type=runs.number(float, 0), default=0.0, help="of AdamW")
     flags.add_argument("--max-grad-norm", type=runs.number(float, above=0), default=1.0, help="[1]")
-    flags.add_argument("--max-new-tokens", type=runs.number(int, 1), default=100,
-                       help="the longest response in evaluations")
     return parser.parse_args(argv)
 
 
@@ -121,7 +101,8 @@ def main(argv=None):
             schedule.step()
             optimizer.zero_grad()
             step += 1
-            metrics = {"step": step, "epoch": epoch, "tokens": int(batch[1].sum()),
+            metrics = {"step": step, "epoch": epoch, "questions": len(batch[0]),
+                       "tokens": int(batch[1].sum()),
                        "loss": loss.item(), "lr": lr, "grad_norm": grad_norm.item(),
                        "seconds": time.time() - began}
             if step % per_epoch == 0:
@@ -146,15 +127,36 @@ def main(argv=None):
           f"has {percent(result['test_accuracy'], len(test))}. Saved in {args.out}/model.")
 
 
-def warm_up(argv) -> str:
-    """The folder of the run `python sft.py argv`, trained now unless it is there already."""
-    args = parse_args(argv)
-    if runs.finished_with(args.out, vars(args)):
-        print(f"warm-up: reusing {args.out}, made with the same settings")
+# --- The warm-up of reft_ppo.py and dpo.py ---
+
+
+def add_warmup_flags(parser):
+    flags = parser.add_argument_group("warm-up")
+    flags.add_argument("--warmup", default=None,
+                       help="a model to start from; without it, sft.py makes one in the folder "
+                       "`warmup` beside --out, or it is reused if made with the same settings")
+    flags.add_argument("--warmup-epochs", type=runs.number(int, 1), default=5,
+                       help="[2; 10 for a 125M model]")
+    flags.add_argument("--warmup-lr", type=runs.number(float, above=0), default=2e-3,
+                       help="peak learning rate of the warm-up [1e-5]")
+
+
+def warm_up(args) -> str:
+    """The model that a run of these flags starts from: --warmup, or else a run of sft.py in the
+    folder `warmup` beside --out, trained now unless it is there already."""
+    if args.warmup is not None:
+        return args.warmup
+    folder = str(Path(args.out).parent / "warmup")
+    if Path(args.out) == Path(folder):
+        runs.stop(f"--out {args.out}: the warm-up goes there; choose another folder")
+    argv = [*runs.shared_flags(args), f"--epochs={args.warmup_epochs}", f"--lr={args.warmup_lr}",
+            f"--out={folder}"]
+    if runs.finished_with(folder, vars(parse_args(argv))):
+        print(f"warm-up: reusing {folder}, made with the same settings")
     else:
-        print(f"warm-up: SFT for {args.epochs} epochs, in {args.out}")
+        print(f"warm-up: SFT for {args.warmup_epochs} epochs, in {folder}")
         main(argv)
-    return args.out
+    return folder
 
 
 if __name__ == "__main__":

@@ -282,7 +282,11 @@ def is_correct(response, answer, cot="nl", choices=None):
 def reward(response, answer, cot="nl", choices=None, partial=0.1):
     """1.0 for the right answer, `partial` for another number, else 0.0 (section 3.2 of the paper);
     in multiple choice a wrong letter is worth nothing, since any letter is an answer."""
-    extracted = extract_answer(response, cot, choices)
+    return score(extract_answer(response, cot, choices), answer, choices, partial)
+
+
+def score(extracted, answer, choices=None, partial=0.1):
+    """The reward of a response whose answer has been extracted already."""
     if same_answer(extracted, answer, choices):
         return 1.0
     return partial if extracted is not None and choices is None else 0.0

@@ -1,107 +1,17 @@
+import itertools
 import json
+import math
 
 import pytest
 import torch
 
+import runs
 import eval as evaluation  # the module, to replace a function in it; never a bare `import eval`
-from eval import (evaluate, generate, generate_ids, generate_rows, load_model, main,
-                  percent)
-from runs import log_step, write_json
-from tests.tiny import byte_tokenizer, save_tiny, tiny_lm
-
-
-def one_by_one(lm, prompt, eos, limit):
-    """Greedy decoding as it is defined: no cache, no batch, no padding."""
-    ids = list(prompt)
-    while len(ids) - len(prompt) < limit:
-        with torch.no_grad():
-            ids.append(int(lm(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-        if ids[-1] == eos:
-            break
-    return ids[len(prompt):]
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_generate_ids_greedy_is_the_plain_loop(kind):
-    """Ragged prompts; rows that finish at different times and leave the batch; rows cut off."""
-    torch.manual_seed(0)
-    prompts = [torch.randint(0, 12, (n,)).tolist() for n in [1, 9, 3, 6, 2, 2, 5, 7, 4, 8, 3, 1]]
-    for seed in range(3):
-        lm = tiny_lm(kind, seed=seed)
-        expected = [one_by_one(lm, p, 1, 15) for p in prompts]
-        assert generate_ids(lm, prompts, 1, 15) == expected
-    # both kinds of ending
-    assert any(1 in e for e in expected) and any(1 not in e for e in expected)
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_generate_ids_more_left_padding_changes_no_token(kind):
-    lm, prompts = tiny_lm(kind, seed=1), [[2, 3], [4, 5, 6]]
-    assert generate_ids(lm, prompts + [[7] * 50], 1, 15)[:2] == generate_ids(lm, prompts, 1, 15)
-
-
-def test_generate_ids_holds_the_first_eos_once_also_when_eos_stands_in_the_prompt():
-    lm = tiny_lm(seed=2)
-    rows = generate_ids(lm, [[1, 3, 1]] * 200, 1, 10, 1.0, torch.Generator().manual_seed(0))
-    assert any(len(row) == 10 and 1 not in row for row in rows)
-    assert any(len(row) < 10 for row in rows)
-    for row in rows:
-        assert row.count(1) <= 1 and (1 not in row or row[-1] == 1) and (1 in row or len(row) == 10)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_generate_ids_samples_the_models_own_distribution(temperature):
-    """Frequencies of two-token responses against their probabilities.
-
-    Top-k, top-p or a wrong temperature would show.
-    """
-    lm, count = tiny_lm(vocab_size=6, seed=3, scale=0.3), 20_000
-    with torch.no_grad():
-        first = (lm(input_ids=torch.tensor([[2]])).logits[0, -1] / temperature).softmax(-1)
-        pairs = torch.tensor([[2, a] for a in range(6)])
-        second = (lm(input_ids=pairs).logits[:, -1] / temperature).softmax(-1)
-    rows = generate_ids(lm, [[2]] * count, 1, 2, temperature, torch.Generator().manual_seed(0))
-    for a in range(6):
-        for b in range(6) if a != 1 else [None]:
-            p = (first[a] * (1 if b is None else second[a, b])).item()
-            seen = sum(row == ([a] if b is None else [a, b]) for row in rows) / count
-            assert abs(seen - p) < 5 * (p * (1 - p) / count) ** 0.5 + 1e-4
-
-
-def test_generate_keeps_order_and_count_and_seed(tmp_path):
-    lm, tokenizer = load_model(save_tiny(tmp_path / "m", seed=4), "cpu")
-    prompts = ["abc", "a", "abcdefgh", "ab"]
-    sampled = generate(lm, tokenizer, prompts, 8, temperature=1.0, n=3, seed=5, batch_size=4)
-    assert [len(texts) for texts in sampled] == [3, 3, 3, 3]
-    again = generate(lm, tokenizer, prompts, 8, temperature=1.0, n=3, seed=5, batch_size=4)
-    other = generate(lm, tokenizer, prompts, 8, temperature=1.0, n=3, seed=6, batch_size=4)
-    assert sampled == again and sampled != other
-    together = generate(lm, tokenizer, prompts, 8)
-    assert together == [generate(lm, tokenizer, [p], 8)[0] for p in prompts]
-    for [text], prompt in zip(together, prompts):
-        ids = one_by_one(lm, tokenizer(prompt)["input_ids"], 1, 8)
-        assert text == tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def test_generate_ids_computes_no_more_than_the_rows_that_are_left():
-    """It stops with the last row's EOS; of the rows it computes at most a fifth have ended."""
-    lm, sizes = tiny_lm(seed=2), []
-    lm.register_forward_hook(lambda module, args, out: sizes.append(len(out.logits)))
-    rows = generate_ids(lm, [[2]] * 50, 1, 200, 1.0, torch.Generator().manual_seed(0))
-    lengths = [len(row) for row in rows]
-    assert len(sizes) == max(lengths) < 200
-    for t, size in enumerate(sizes):
-        assert sum(length > t for length in lengths) >= 0.8 * size - 1e-6
-
-
-def test_generate_rows_answers_in_the_prompts_order():
-    """Prompts of many lengths, in batches of two, each with a response of its own."""
-    tokenizer = byte_tokenizer()
-    lm = tiny_lm(vocab_size=len(tokenizer), seed=4)
-    prompts = ["abc", "a", "abcdefgh", "zz", "abcde"]
-    expected = [one_by_one(lm, tokenizer(p)["input_ids"], 1, 6) for p in prompts]
-    assert len(set(map(tuple, expected))) == len(prompts)
-    assert generate_rows(lm, tokenizer, prompts, 6, batch_size=2) == expected
+from eval import (at_k, bootstrap, by_seed, evaluate, grade, main, maj_at_k, majority,
+                  mean_and_error, pass_at_k, percent, respond, response_kl, reward_and_kl)
+from generate import load_model
+from runs import log_step, write_json, write_lines
+from tests.tiny import byte_tokenizer, completions, save_answers, save_tiny, tiny_lm
 
 
 def test_evaluate_counts_by_hand(monkeypatch):
@@ -128,49 +38,296 @@ def test_evaluate_leaves_the_model_in_the_mode_it_found(tmp_path):
     assert lm.training and not any(modes)
 
 
+# --- statistics ---
+
+
 def test_percent_by_hand():
-    assert percent(0.5, 100) == "50.0% ± 9.8"  # 1.96 * sqrt(0.25 / 100) = 0.098
+    """Wilson's interval. Of 50 in 100: the middle stays at 0.5, the half width is
+    1.96 / 1.038416 * sqrt(0.25 / 100 + 0.00009604) = 0.0962. Of 0 in 100: from 0 to
+    0.038416 / 1.038416."""
+    assert percent(0.5, 100) == "50.0% [40.4, 59.6]"
+    assert percent(0.0, 100) == "0.0% [0.0, 3.7]"
+    assert percent(1.0, 100) == "100.0% [96.3, 100.0]"
 
 
-def test_main_measures_models(tmp_path, capsys):
-    model = save_tiny(tmp_path / "m")
-    main([model, "--limit=3", "--max-new-tokens=4", "--split=dev", "--device=cpu",
-          f"--out={tmp_path / 'compare'}"])
-    assert model in capsys.readouterr().out
-    [(_, measured)] = json.loads((tmp_path / "compare/compare.json").read_text()).items()
+@pytest.mark.parametrize("n, c", [(5, 0), (5, 2), (5, 5), (6, 1)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, c):
+    for k in range(1, n + 1):
+        subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+        assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+@pytest.mark.parametrize("answers, expected", [
+    (["3", "5", "5"], "5"), (["3", "5", "5", "3"], "3"), (["5", "3", "3", "5"], "5"),
+    ([None, None, "7"], "7"), ([None, None], None), ([], None)])
+def test_majority_of_answers_that_parse_and_ties_go_to_the_first(answers, expected):
+    assert majority(answers) == expected
+
+
+def test_maj_at_k_is_a_mean_over_lots():
+    """Seven samples, 4 is right. Lots of three: (4, 5, 5) is wrong, (4, None, 4) right, the seventh
+    left over. Lots of two: ties go to the first: 4, then 5, then 4."""
+    answers = ["4", "5", "5", "4", None, "4", "4"]
+    correct = [a == "4" for a in answers]
+    assert maj_at_k(answers, correct, 3) == 1 / 2
+    assert maj_at_k(answers, correct, 2) == 2 / 3
+    assert maj_at_k(answers, correct, 1) == 4 / 7
+    assert maj_at_k(answers, correct, 7) == 1.0
+    assert maj_at_k([None, None], [False, False], 2) == 0.0
+
+
+def test_at_k_by_hand():
+    """Two problems of four samples: right are 1 of 4, and 3 of 4."""
+    def samples(*answers):
+        return [{"extracted": a, "score": float(a == "1")} for a in answers]
+    passed, voted = at_k([samples("1", "2", "2", "3"), samples("2", "1", "1", "1")], 4)
+    assert passed == {1: 0.5, 4: 1.0} and voted == {1: 0.5, 4: 0.5}
+    assert list(at_k([samples(*"1" * 32)], 32)[0]) == [1, 4, 16, 32]
+    assert list(at_k([samples("1")], 1)[0]) == [1]
+
+
+def test_bootstrap_covers_the_true_difference_95_percent_of_the_time():
+    """Two runs that agree on most problems: second is right on 60%, first on 50%, both together on
+    45%. Of 400 drawn tests, the interval must hold 0.10 in 92 to 98 of a hundred; an unpaired one,
+    twice as wide, holds it in all."""
+    torch.manual_seed(0)
+    both, held, count = torch.tensor([0.45, 0.05, 0.15, 0.35]), 0, 400  # (1,1) (1,0) (0,1) (0,0)
+    for i in range(count):
+        kind = torch.multinomial(both, 200, replacement=True)
+        first, second = (kind <= 1).float()[None], ((kind == 0) | (kind == 2)).float()[None]
+        low, high = bootstrap(first, second, draws=500, seed=i)
+        held += low <= 0.10 <= high
+    assert 0.92 <= held / count <= 0.98
+
+
+def test_bootstrap_draws_the_runs_too():
+    """Runs that are all right and all wrong: with both in each group, any difference can come out
+    for other seeds; with one run each there is none to draw."""
+    right, wrong = torch.ones(1, 50), torch.zeros(1, 50)
+    assert bootstrap(wrong, right) == (1.0, 1.0)
+    both = torch.cat([right, wrong])
+    assert bootstrap(both, both) == (-1.0, 1.0)
+
+
+def test_mean_and_error_takes_a_problems_samples_as_one():
+    """Means of the problems 1, 2 and 6: mean 3, standard deviation sqrt(7), error sqrt(7 / 3)."""
+    mean, error = mean_and_error([0.0, 2.0, 2.0, 2.0, 5.0, 7.0], 2)
+    assert (mean, error) == (pytest.approx(3.0), pytest.approx((7 / 3) ** 0.5))
+
+
+# --- the KL ---
+
+
+def log_p(lm, prompt, response):
+    """log pi(response|prompt) of the bare model, token by token."""
+    total = 0.0
+    with torch.no_grad():
+        for i, token in enumerate(response):
+            logits = lm(input_ids=torch.tensor([prompt + response[:i]])).logits[0, -1]
+            total += logits.double().log_softmax(-1)[token].item()
+    return total
+
+
+def test_response_kl_has_the_exact_kl_as_its_mean():
+    """All responses of up to three tokens, each weighted by its probability: sum_y p log(p / q)."""
+    tokenizer = byte_tokenizer()
+    p_model, q_model = (tiny_lm(vocab_size=len(tokenizer), seed=s, scale=0.1) for s in [1, 2])
+    for lm in [p_model, q_model]:  # all but four tokens cannot be: so that enumeration is possible
+        forbid(lm, allowed=[1, 5, 6, 7])
+    prompt = tokenizer("ab")["input_ids"]
+    answers = [[[1, 5, 6, 7][t] for t in row] for row in completions(4, 0, 3)]
+    p = [math.exp(log_p(p_model, prompt, a)) for a in answers]
+    exact = sum(x * (math.log(x) - log_p(q_model, prompt, a)) for x, a in zip(p, answers))
+    assert sum(p) == pytest.approx(1, abs=1e-6) and exact > 0.05
+    kl = response_kl(p_model, q_model, tokenizer,
+                     [{"prompt": "ab", "ids": a} for a in answers], batch_size=7)
+    assert sum(x * k for x, k in zip(p, kl.tolist())) == pytest.approx(exact, rel=1e-4)
+    assert (kl >= 0).all()
+
+
+def forbid(lm, allowed):
+    mask = torch.full((lm.config.vocab_size,), -1e4)
+    mask[allowed] = 0
+    forward = lm.forward
+    def masked(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.logits = out.logits + mask
+        return out
+    lm.forward = masked
+
+
+def test_reward_and_kl_of_samples(tmp_path):
+    """13 answers of about equal probability, one right, the others worth 0.1 (or cut off): the
+    expected reward is near 1/13 + 0.1 * 12/13 of what is an answer at all. KL of a model to itself
+    is 0."""
+    lm, tokenizer = load_model(save_answers(tmp_path / "m"), "cpu")
+    problems = {"question": ["a", "b", "c", "d"] * 50, "answer": ["7"] * 200}
+    point = reward_and_kl(lm, lm, tokenizer, problems, "nl", 4, n=4)
+    assert point["dev_kl"] == 0 and point["dev_kl_error"] == 0
+    responses = respond(lm, tokenizer, problems, "nl", 4, n=4, temperature=1.0, seed=0)
+    assert point["dev_reward"] == pytest.approx(sum(r["score"] for r in responses) / 800)
+    assert 0.1 < point["dev_reward"] < 0.2 and 0 < point["dev_reward_error"] < 0.03
+
+
+# --- responses ---
+
+
+def test_respond_grades_n_responses_to_each_problem_in_order(tmp_path):
+    lm, tokenizer = load_model(save_answers(tmp_path / "m"), "cpu")
+    problems = {"question": ["long question", "b"], "answer": ["7", "8"]}
+    responses = respond(lm, tokenizer, problems, "nl", 3, n=5, temperature=1.0, seed=0)
+    assert [r["answer"] for r in responses] == ["7"] * 5 + ["8"] * 5
+    assert all("long" in r["prompt"] for r in responses[:5])
+    for r in responses:
+        last = [t for t in r["response"].split("The answer is ") if t][-1:]
+        stated = last[0].rstrip(".") if last else None
+        assert r["extracted"] == stated
+        assert r["score"] == (0.0 if stated is None else 1.0 if stated == r["answer"] else 0.1)
+        assert r["ended"] == (r["ids"][-1] == 1)
+
+
+# --- comparing ---
+
+
+def make_run(folder, metrics=({"step": 1},), save=save_tiny, **flags):
+    """A finished run, as a script leaves it."""
+    save(folder / "model")
+    write_json(folder, "config.json", {"flags": {
+        "task": "word_problems", "cot": "nl", "limit": 3, "max_new_tokens": 4, **flags}})
+    write_json(folder, "result.json", {
+        "seconds": 60.0, "peak_memory_mb": 500, "dev_accuracy": 0.4, "mean_tokens": 30.0,
+        "careful": 0.2})
+    for m in metrics:
+        log_step(folder, {"tokens": 100, "dev_accuracy": 0.4, "seconds": 2.0} | m)
+    return str(folder)
+
+
+def test_main_measures_models_and_saves_what_they_wrote(tmp_path, capsys):
+    """Of thirteen answers one is right: greedy and sampled, on one test that is enough for each."""
+    task, out = tmp_path / "task.jsonl", tmp_path / "compare"
+    write_lines(tmp_path, "task.jsonl", [{"question": f"{i}", "answer": "7"} for i in range(30)])
+    model = save_answers(tmp_path / "m")
+    main([model, f"--task={task}", "--max-new-tokens=3", "--split=dev", "--samples=8",
+          "--device=cpu", f"--out={out}"])
+    printed = capsys.readouterr().out
+    assert model in printed and "maj@8" in printed and "pass@4" in printed
+    [(_, measured)] = json.loads((out / "compare.json").read_text()).items()
     assert measured["split"] == "dev" and measured["problems"] == 3
-    assert 0 <= measured["accuracy"] <= 1 and 1 <= measured["mean_tokens"] <= 4
+    rows = [json.loads(line) for line in open(measured["generations"])]
+    greedy, sampled = ([r for r in rows if r["decoding"] == d] for d in ["greedy", "sampled"])
+    assert len(greedy) == 3 and len(sampled) == 24
+    assert measured["accuracy"] == sum(r["score"] == 1 for r in greedy) / 3
+    assert measured["pass_at"]["1"] == pytest.approx(sum(r["score"] == 1 for r in sampled) / 24)
+    assert measured["mean_tokens"] == sum(r["tokens"] for r in greedy) / 3
+    assert "kl" not in measured  # a mere model has no warm-up
+    assert (out / "samples.png").stat().st_size > 10_000
+    # the same file, scored again: as it is, and with a right answer that was another
+    main(["--rescore", measured["generations"]])
+    assert "0 of 27 scores changed" in capsys.readouterr().out
+    rows = [r | {"answer": "-1"} for r in rows]
+    changed = sum(r["score"] == 1 for r in rows)
+    write_lines(tmp_path, "edited.jsonl", rows)
+    main(["--rescore", str(tmp_path / "edited.jsonl")])
+    printed = capsys.readouterr().out
+    assert changed > 0 and f"{changed} of 27 scores changed" in printed
+    assert "sampled: 24 responses" in printed and "0.0% as scored now" in printed
+
+
+def test_main_measures_the_kl_to_the_warmup(tmp_path, capsys):
+    """To the --warmup of the run, or to the one beside it; of the warm-up itself it is 0."""
+    make_run(tmp_path / "warmup")
+    make_run(tmp_path / "sft", save=lambda folder: save_tiny(folder, seed=1))
+    make_run(tmp_path / "reft", warmup=str(tmp_path / "sft"),
+             save=lambda folder: save_tiny(folder, seed=1))
+    folders = [str(tmp_path / name) for name in ["warmup", "sft", "reft"]]
+    main([*folders, "--samples=2", "--device=cpu", f"--out={tmp_path / 'compare'}"])
+    measured = json.loads((tmp_path / "compare/compare.json").read_text())
+    warmup, sft, reft = (measured[folder]["kl"] for folder in folders)
+    assert (warmup, reft) == (0, 0) and sft > 0
+    assert "KL to warm-up" in capsys.readouterr().out
 
 
 def test_main_averages_runs_that_differ_in_seed_alone(tmp_path, capsys, monkeypatch):
-    """Two seeds at 50% and 70%: mean 60.0%, standard deviation sqrt(2 * 10^2 / 1) = 14.1 points."""
-    scripted = iter([0.5, 0.7, 0.9, 0.1])
-    rest = {"mean_tokens": 1.0, "eos_rate": 1.0, "answered": 1.0, "careful": 0.0}
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_: {"accuracy": next(scripted), **rest})
-    names = ["0/reft", "1/reft", "program/reft", "0/sft"]
-    for name in names:
-        folder = tmp_path / name
-        save_tiny(folder / "model")
-        write_json(folder, "config.json", {"flags": {
-            "task": "word_problems", "cot": "program" if "program" in name else "nl",
-            "seed": name[0], "out": name, "limit": 3, "max_new_tokens": 4}})
-        write_json(folder, "result.json", {
-            "seconds": 60.0, "dev_accuracy": 0.4, "mean_tokens": 30.0, "careful": 0.2})
-        log_step(folder, {"step": 1, "accuracy": 0.3, "response_tokens": 20.0, "careful": 0.1,
-                          "dev_accuracy": 0.4} | ({"reward": 0.3} if "reft" in name else {}))
-    main([*(str(tmp_path / name) for name in names), "--device=cpu",
-          f"--out={tmp_path / 'compare'}"])
+    """Two seeds at 50% and 70%: mean 60.0%, standard deviation sqrt(2 * 10^2 / 1) = 14.1 points.
+    The others have a row each, with the difference to the first: 90 - 60 and 10 - 60."""
+    scripted = iter([5, 7, 9, 1])
+    def measure(*_):
+        right = next(scripted)
+        return {"accuracy": right / 10, "correct": [1] * right + [0] * (10 - right),
+                "mean_tokens": 1.0, "eos_rate": 1.0, "answered": 0.75, "careful": 0.0}
+    monkeypatch.setattr(evaluation, "measure", measure)
+    steps = [{"step": i, "questions": 16, "samples": 8, "accuracy": 0.3, "reward": 0.3,
+              "response_tokens": 20.0, "careful": 0.1} for i in [1, 2]]
+    folders = [make_run(tmp_path / "0/reft", steps, seed=0),
+               make_run(tmp_path / "1/reft", steps, seed=1, warmup=str(tmp_path / "1/warmup")),
+               make_run(tmp_path / "program/reft", steps, seed=0, cot="program"),
+               make_run(tmp_path / "0/sft", [{"step": 1, "questions": 16}], seed=0)]
+    main([*folders, "--samples=0", "--device=cpu", f"--out={tmp_path / 'compare'}"])
     printed = capsys.readouterr().out
-    assert "| reft, mean of 2" in printed and "60.0% ± 14.1" in printed
-    assert printed.count("mean of") == 1
+    accuracy, cost = printed.strip().split("\n\n")[:2]
+    reft, program, sft = accuracy.splitlines()[2:]
+    assert reft.startswith("| reft, 2 seeds") and "60.0% [" in reft and "] ± 14.1" in reft
+    assert "90.0% [59.6, 98.2]" in program and "+30.0 [" in program and "-50.0 [" in sft
+    assert "25.0%" in reft  # no answer
+    # two steps of 16 questions, 8 samples, 100 tokens and 2 seconds; SFT: one step, no samples
+    assert [c.strip() for c in cost.splitlines()[2].split("|")[2:-1]] == [
+        "32", "16", "200", "4", "500"]
+    assert [c.strip() for c in cost.splitlines()[4].split("|")[2:-1]] == [
+        "16", "0", "100", "2", "500"]
     measured = json.loads((tmp_path / "compare/compare.json").read_text())
     assert all(m["problems"] == 3 for m in measured.values())  # the runs' own limit
     assert (tmp_path / "compare/curves.png").stat().st_size > 10_000
-    assert printed.split("\n\n")[0] == (tmp_path / "compare/compare.md").read_text().strip()
+    assert (tmp_path / "compare/compare.md").read_text().strip() in printed
+
+
+def test_by_seed_follows_runs_that_start_from_each_seeds_own_model(tmp_path):
+    folders = [make_run(tmp_path / f"{seed}/more", seed=seed, model=f"{tmp_path}/{seed}/warmup")
+               for seed in [0, 1]]
+    assert by_seed(folders) == [("more", folders)]
+
+
+def test_frontier_goes_on_where_it_was_interrupted(tmp_path, capsys, monkeypatch):
+    """Interrupted in its third run: that one is made again, the two before it are not."""
+    made, interrupt = [], 3
+    def run(command, check):
+        made.append(command[1].name + " " + " ".join(command[2:-1]))
+        if len(made) == interrupt:
+            raise KeyboardInterrupt
+        flags = dict(flag[2:].split("=") for flag in command[2:])
+        folder = evaluation.Path(flags.pop("out"))
+        for name in ["kl-coef", "beta"]:
+            if name in flags:
+                flags[name.replace("-", "_")] = float(flags.pop(name))
+        config = runs.shared_defaults() | {"eval_samples": 4} | flags
+        config |= {"limit": int(config["limit"]), "eval_samples": 4, "eval_every": 10}
+        make_run(folder, [{"step": 1, "dev_reward": 0.5, "dev_reward_error": 0.01, "dev_kl": 2.0,
+                           "dev_kl_error": 0.1}], **config)
+    monkeypatch.setattr(evaluation.subprocess, "run", run)
+    arguments = ["--frontier", "--limit=8", f"--out={tmp_path / 'frontier'}"]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 130
+    printed = capsys.readouterr().out
+    assert "9 of them still to make: about 19 minutes" in printed and "goes on from here" in printed
+    interrupt = None
+    main(arguments)
+    assert "7 of them still to make: about 13 minutes" in capsys.readouterr().out
+    assert len(made) == 3 + 7 and made[2] == made[3] and len(set(made)) == 9
+    assert all("--limit=8" in command and "--eval-samples=4" in command for command in made)
+    assert (tmp_path / "frontier/frontier.png").stat().st_size > 10_000
+    main([*arguments[:1], "--limit=9", *arguments[2:]])  # another setting: all are made again
+    assert len(made) == 10 + 9
+
+
+def test_frontier_stops_where_a_run_fails(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--frontier", "--model=no/such/model", f"--out={tmp_path / 'frontier'}"])
+    assert stopped.value.code == 2 and "reft_ppo.py ended with code 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, words", [
-    ([], "nothing to evaluate"), (["no/such/model"], "no model could be loaded")])
+    ([], "nothing to evaluate"), (["no/such/model"], "no model could be loaded"),
+    (["--rescore", "README.md"], "not generations"), (["--rescore", "missing"], "not generations")])
 def test_main_bad_input_is_one_sentence(arguments, words, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, f"--out={tmp_path / 'compare'}"])

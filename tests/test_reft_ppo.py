@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import reft_ppo
-from eval import generate_ids, load_model
-from reft_ppo import (PolicyWithValue, compute_gae, diagnose, logprobs_and_values, micro_batches,
-                      pad, policy_loss, score_tokens, token_rewards, value_loss, whiten)
-from tests.tiny import completions, save_tiny, tiny_lm
+from generate import generate_ids, load_model, pad
+from reft_ppo import (PolicyWithValue, Rollout, compute_gae, diagnose, logprobs_and_values,
+                      micro_batches, policy_loss, score_tokens, token_rewards, value_loss, whiten)
+from tests.tiny import completions, save_answers, save_tiny, tiny_lm
 
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl"
@@ -17,6 +17,10 @@ GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl"
 
 def bools(*rows):
     return torch.tensor(rows, dtype=torch.bool)
+
+
+def lay_out(prompts, responses):
+    return Rollout(*pad(list(zip(prompts, responses)), "cpu")[:3])
 
 
 # --- the reward and its KL ---
@@ -49,7 +53,7 @@ def test_token_rewards_expected_kl_is_the_exact_kl():
         log_q = torch.stack([whole(reference, a) for a in answers])
     assert log_p.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
     exact = (log_p.exp() * (log_p - log_q)).sum()
-    rollout = pad([prompt] * len(answers), answers, "cpu")
+    rollout = lay_out([prompt] * len(answers), answers)
     score_tokens(PolicyWithValue(policy), PolicyWithValue(reference), rollout, size=5)
     rewards = token_rewards(torch.zeros(len(answers)), rollout.logprobs, rollout.ref_logprobs,
                             rollout.mask, kl_coef=1.0)
@@ -187,7 +191,7 @@ def test_policy_loss_gradient_is_that_of_the_expected_reward(baseline):
         expected = expected + log_p.exp() * score
     true = torch.autograd.grad(expected, parameters)
 
-    rollout = pad([prompt] * len(answers), answers, "cpu")
+    rollout = lay_out([prompt] * len(answers), answers)
     score_tokens(policy, policy, rollout, size=64)
     rewards = token_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask,
                             kl_coef=0.05)
@@ -208,23 +212,13 @@ def test_policy_loss_gradient_is_that_of_the_expected_reward(baseline):
 # --- masks, padding, log-probabilities ---
 
 
-def test_pad_mask_holds_the_first_eos_once_also_when_pad_is_eos():
-    # EOS = 1 stands in a prompt; pad may be 1
-    prompts, responses = [[1, 5, 1], [6]], [[7, 1], [8, 9, 3]]
-    rollout = pad(prompts, responses, "cpu")
-    torch.testing.assert_close(rollout.ids, torch.tensor([[1, 5, 1, 7, 1, 0], [0, 0, 6, 8, 9, 3]]))
-    torch.testing.assert_close(rollout.mask, bools([0, 0, 1, 1, 0], [0, 0, 1, 1, 1]))
-    attended = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]])
-    torch.testing.assert_close(rollout.attention_mask, attended)
-
-
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_more_left_padding_changes_no_logprob_value_or_loss(kind):
     policy = PolicyWithValue(tiny_lm(kind, seed=4))
     torch.nn.init.normal_(policy.value_head.weight)
     prompts, responses = [[2, 3, 4], [5]], [[6, 7, 1], [8, 1]]
-    narrow = pad(prompts, responses, "cpu")
-    wide = pad(prompts + [[9] * 40], responses + [[1]], "cpu")  # a third prompt of 40 tokens
+    narrow = lay_out(prompts, responses)
+    wide = lay_out(prompts + [[9] * 40], responses + [[1]])  # a third prompt of 40 tokens
     for rollout in [narrow, wide]:
         score_tokens(policy, policy, rollout, size=8)
         rollout.returns = rollout.advantages = 0.3 * rollout.mask
@@ -246,7 +240,7 @@ def test_score_tokens_agrees_with_one_token_at_a_time(kind):
     policy = PolicyWithValue(lm)
     torch.nn.init.normal_(policy.value_head.weight)
     prompts, responses = [[2, 3, 4], [5]], [[6, 1], [8, 9, 10]]
-    rollout = pad(prompts, responses, "cpu")
+    rollout = lay_out(prompts, responses)
     score_tokens(policy, PolicyWithValue(other), rollout, size=1)
     for row, (prompt, response) in enumerate(zip(prompts, responses)):
         for i, token in enumerate(response):
@@ -265,7 +259,7 @@ def test_score_tokens_agrees_with_one_token_at_a_time(kind):
 
 def test_score_tokens_is_exact_in_float32_for_a_bfloat16_model():
     """The model's own rounding stays; log-softmax must add none, or ratios stray."""
-    policy, rollout = PolicyWithValue(tiny_lm(seed=5).bfloat16()), pad([[2, 3]], [[6, 7, 1]], "cpu")
+    policy, rollout = PolicyWithValue(tiny_lm(seed=5).bfloat16()), lay_out([[2, 3]], [[6, 7, 1]])
     policy.value_head.float()
     score_tokens(policy, policy, rollout, size=1)
     with torch.no_grad():
@@ -288,7 +282,7 @@ def test_first_minibatch_has_ratio_one(kind):
     torch.manual_seed(0)
     prompts = [torch.randint(2, 12, (n,)).tolist() for n in [3, 5, 2, 7, 4, 4]]
     responses = generate_ids(policy.lm, prompts, 1, 12, 1.0, torch.Generator().manual_seed(0))
-    rollout = pad(prompts, responses, "cpu")
+    rollout = lay_out(prompts, responses)
     score_tokens(policy, policy, rollout, size=6)
     for index in micro_batches(rollout, torch.tensor([4, 1, 3, 0]), 2):
         part = rollout.rows(index)
@@ -300,7 +294,7 @@ def test_first_minibatch_has_ratio_one(kind):
 def test_micro_batches_give_the_gradient_of_the_whole_minibatch():
     policy = PolicyWithValue(tiny_lm(seed=7))
     prompts, responses = [[2], [3, 4], [5, 6, 7], [8]], [[1], [4, 5, 6, 7, 1], [9, 1], [3, 3, 3]]
-    rollout = pad(prompts, responses, "cpu")
+    rollout = lay_out(prompts, responses)
     score_tokens(policy, policy, rollout, size=4)
     torch.manual_seed(0)
     rollout.advantages, rollout.returns = torch.randn(2, *rollout.mask.shape) * rollout.mask
@@ -374,6 +368,16 @@ def test_main_names_the_baseline_of_the_same_task(tmp_path, capsys):
         f"--out={tmp_path / 'sft'}"}
 
 
+def test_main_measures_the_frontiers_reward_and_kl(tmp_path):
+    """At a learning rate of next to nothing the policy is still its reference: KL 0."""
+    reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base')}", "--limit=4", "--steps=1",
+                   "--batch-size=4", "--max-new-tokens=4", "--eval-samples=2", "--lr=1e-12",
+                   "--device=cpu", f"--out={tmp_path / 'reft'}"])
+    metrics = json.loads((tmp_path / "reft/metrics.jsonl").read_text())
+    assert metrics["dev_kl"] == pytest.approx(0, abs=1e-6) and metrics["dev_reward"] == 0
+    assert metrics["questions"] == metrics["samples"] == 4
+
+
 def test_main_first_update_has_ratio_one_and_gae_gets_its_flags(tmp_path, monkeypatch):
     """A model with dropout: where it were on, the only update would not find the old policy."""
     seen = []
@@ -417,20 +421,12 @@ def test_main_keeps_its_best_step_and_leaves_the_reference(tmp_path, monkeypatch
 
 def test_main_learns_a_trivial_task_from_reward_alone(tmp_path):
     """Sixteen tokens, one of which states the right answer: found by trying, not by imitation."""
-    from tokenizers import Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-    vocab = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"The answer is {n}.": 3 + n for n in range(13)}
-    words = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    words.decoder = decoders.Fuse()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>",
-                            unk_token="<unk>").save_pretrained(tmp_path / "model")
-    tiny_lm(vocab_size=16, scale=0.02).save_pretrained(tmp_path / "model")
     task = tmp_path / "task"
     task.mkdir()
     for split, size in [("train", 20), ("dev", 5), ("test", 5)]:
         rows = [{"question": f"{split} {i}", "answer": "7"} for i in range(size)]
         (task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    reft_ppo.main([f"--warmup={tmp_path / 'model'}", f"--task={task}", "--steps=40",
+    reft_ppo.main([f"--warmup={save_answers(tmp_path / 'model')}", f"--task={task}", "--steps=40",
                    "--batch-size=64", "--max-new-tokens=4", "--lr=1e-2", "--kl-coef=0.01",
                    "--device=cpu", f"--out={tmp_path / 'reft'}"])
     lines = (tmp_path / "reft/metrics.jsonl").read_text().splitlines()

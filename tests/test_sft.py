@@ -3,10 +3,9 @@ import json
 import pytest
 import torch
 
-import reft_ppo
 import sft
-from eval import load_model
-from sft import encode, lr_factor, pad, sft_loss
+from generate import load_model, pad
+from sft import encode, lr_factor, sft_loss
 from tests.tiny import byte_tokenizer, save_tiny, tiny_lm
 
 
@@ -39,15 +38,6 @@ def test_sft_loss_trains_the_response_and_not_the_prompt():
     # ...but only two positions are asked to predict: 5 and EOS
     rows = captured["grad"][0].abs().sum(-1)
     assert (rows > 0).sum() == 2
-
-
-def test_pad_is_equal_to_its_twin_in_reft_ppo():
-    """Each file keeps its own copy, so that it reads from top to bottom; they must not drift."""
-    examples = [([2, 3, 4], [5, 1]), ([7], [8, 9, 10, 1]), ([6, 6], [1])]
-    ids, attention_mask, mask, n_response = pad(examples, "cpu")
-    rollout = reft_ppo.pad([p for p, _ in examples], [r for _, r in examples], "cpu")
-    assert torch.equal(ids, rollout.ids) and torch.equal(attention_mask, rollout.attention_mask)
-    assert torch.equal(mask, rollout.mask) and n_response == 4
 
 
 def test_encode_ends_in_one_eos_and_meets_at_the_seam():

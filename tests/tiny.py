@@ -39,6 +39,18 @@ def save_tiny(folder, kind="llama", seed=0):
     return str(folder)
 
 
+def save_answers(folder):
+    """A model of sixteen tokens, of which thirteen state an answer: "The answer is 0.", ..."""
+    answers = [f"The answer is {n}." for n in range(13)]
+    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *answers])}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    words.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>",
+                            unk_token="<unk>").save_pretrained(folder)
+    tiny_lm(vocab_size=16, scale=0.02).save_pretrained(folder)
+    return str(folder)
+
+
 def completions(vocab_size, eos, length):
     """Every response of at most `length` tokens: ended by its first EOS, or cut off at `length`."""
     def grow(start):

@@ -1,0 +1,431 @@
+"""DPO: preference pairs instead of a reward, and the other losses that its paper compares it with.
+
+    python dpo.py                                   # the embedded task, minutes on a laptop's CPU
+    python dpo.py --loss ipo                        # the same pairs, another loss
+    python dpo.py --pairs pairs.jsonl               # your own pairs: prompt, chosen, rejected
+    python dpo.py --task none --pairs Anthropic/hh-rlhf --model gpt2 --lr 1e-6
+
+Papers: DPO (Rafailov et al., arXiv 2305.18290v3), IPO (2310.12036), label smoothing ("conservative
+DPO", Mitchell 2023), the SFT term (2404.19733).
+Differs from the paper:
+- the pairs are the warm-up model's own samples, right against wrong by the rule that rewards ReFT
+- the best evaluation on dev chooses the model; test is measured once, after that
+- AdamW in place of RMSprop; learning rate and batch suit the tiny embedded model
+"""
+
+import copy
+import os.path
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import runs
+from eval import accuracy_table, evaluate, respond, reward_and_kl
+from figures import draw_preferences
+from generate import load_model, pad
+from sft import add_warmup_flags, warm_up
+from verifier import load_problems
+
+# --- The losses. log pi(y|x) is a sum over the response's tokens; w is chosen, l is rejected ---
+
+
+def dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta,
+             label_smoothing=0.0):
+    """-log sigmoid(r_w - r_l) with the implicit rewards r = beta log(pi(y|x) / pi_ref(y|x)): the
+    paper's equation 7, and what is left of RLHF's objective when its optimum
+    pi*(y|x) ~ pi_ref(y|x) exp(r / beta) is solved for r and put into the Bradley-Terry model.
+
+    label_smoothing: the probability that a pair's labels are swapped.
+    Args: all logps (batch,), in nats. Returns: losses, chosen_rewards, rejected_rewards, all
+        (batch,); the rewards are detached.
+    """
+    chosen_rewards = beta * (policy_chosen_logps - ref_chosen_logps)
+    rejected_rewards = beta * (policy_rejected_logps - ref_rejected_logps)
+    margins = chosen_rewards - rejected_rewards
+    losses = (-(1 - label_smoothing) * F.logsigmoid(margins)
+              - label_smoothing * F.logsigmoid(-margins))
+    return losses, chosen_rewards.detach(), rejected_rewards.detach()
+
+
+def ipo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps,
+             beta):
+    """(h - 1 / (2 beta))^2 with h = log(pi(y_w) / pi_ref(y_w)) - log(pi(y_l) / pi_ref(y_l)), so
+    that a pair is pulled to a margin and not beyond (equation 17 of the IPO paper); (batch,)."""
+    h = (policy_chosen_logps - ref_chosen_logps) - (policy_rejected_logps - ref_rejected_logps)
+    return (h - 1 / (2 * beta)) ** 2
+
+
+def preferred_ft_loss(policy_chosen_logps):
+    """-log pi(y_w|x): supervised fine-tuning on the chosen responses; (batch,)."""
+    return -policy_chosen_logps
+
+
+def unlikelihood_loss(policy_chosen_logps, policy_rejected_logps, alpha):
+    """-log pi(y_w|x) + alpha log pi(y_l|x); (batch,). Nothing bounds the second term from below,
+    which is why the paper leaves this baseline out where responses are long (appendix C.3)."""
+    return -policy_chosen_logps + alpha * policy_rejected_logps
+
+
+def response_logps(model, examples):
+    """log pi(response|prompt) in nats, summed over the response's tokens, EOS included.
+
+    Args: examples, a list of (prompt ids, response ids). Returns: (batch,).
+    """
+    ids, attention_mask, mask, n_response = pad(examples, model.device)
+    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    logits = model(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
+                   use_cache=False, logits_to_keep=n_response + 1).logits
+    logits = logits[:, :-1].flatten(0, 1).float()  # (batch * n_response, vocab)
+    targets = ids[:, -n_response:]
+    logprobs = -F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
+    return logprobs.masked_fill(~mask[:, -n_response:], 0).sum(-1)
+
+
+def pair_logps(model, pairs):
+    """log pi of the chosen and of the rejected responses, both (batch,), in one forward pass."""
+    examples = [(p["prompt"], p["chosen"]) for p in pairs]
+    examples += [(p["prompt"], p["rejected"]) for p in pairs]
+    return response_logps(model, examples).chunk(2)
+
+
+# --- The pairs ---
+
+
+def make_pairs(responses, n, most):
+    """Right responses against wrong ones to the same question.
+
+    Args: responses, n graded ones a problem in a row (see eval.respond); most, pairs a question.
+    Returns: a list of {prompt, chosen, rejected}, texts; and counts of what became of the questions
+        and the responses. Responses that were cut off are left out: a pair's two sides both end.
+    """
+    pairs, counts = [], {"questions": len(responses) // n, "paired": 0, "all_right": 0,
+                         "all_wrong": 0, "responses": len(responses), "cut_off": 0}
+    for first in range(0, len(responses), n):
+        ended = [r for r in responses[first:first + n] if r["ended"]]
+        counts["cut_off"] += n - len(ended)
+        right = list(dict.fromkeys(r["response"] for r in ended if r["score"] == 1))
+        wrong = list(dict.fromkeys(r["response"] for r in ended if r["score"] < 1))
+        counts["paired" if right and wrong else "all_right" if right else "all_wrong"] += 1
+        both = [(chosen, rejected) for chosen in right for rejected in wrong]
+        pairs += [{"prompt": responses[first]["prompt"], "chosen": chosen, "rejected": rejected}
+                  for chosen, rejected in random.sample(both, min(most, len(both)))]
+    return pairs, counts | {"pairs": len(pairs)}
+
+
+def load_pairs(source):
+    """[{prompt, chosen, rejected}] from a .jsonl or .json file, a folder of them or a hub name."""
+    import datasets
+    datasets.disable_progress_bars()
+    try:
+        if Path(source).is_file():
+            rows = datasets.load_dataset("json", data_files=source, split="train")
+        else:
+            rows = datasets.load_dataset(source, split="train")
+    except Exception as error:  # each reader and the hub raise their own kinds
+        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        runs.stop(f"--pairs {source}: cannot be read ({reason}); give a .jsonl file with prompt, "
+                  "chosen and rejected in each line, or a data set on the hub")
+    pairs = []
+    for number, row in enumerate(rows, 1):
+        texts = [row.get(name) for name in ("prompt", "chosen", "rejected") if name in row]
+        if "chosen" not in row or "rejected" not in row or not all(
+                isinstance(text, str) for text in texts):
+            runs.stop(f"row {number} of {source}: needs prompt, chosen and rejected, each a text; "
+                      f"its columns are {', '.join(row)}")
+        pair = dict(zip(("prompt", "chosen", "rejected"), texts)) if "prompt" in row else \
+            split_conversation(row["chosen"], row["rejected"])
+        if pair is None:
+            runs.stop(f"row {number} of {source}: has no prompt, and its two conversations do not "
+                      "begin alike with turns of Human: and Assistant:")
+        pairs.append(pair)
+    return pairs
+
+
+def split_conversation(chosen, rejected):
+    """Two whole conversations, as in Anthropic/hh-rlhf, as {prompt, chosen, rejected}: the prompt
+    is what both share, up to and with the last "Assistant:". None where they share no such turn."""
+    turn = "\n\nAssistant:"
+    at = os.path.commonprefix([chosen, rejected]).rfind(turn)
+    if at < 0:
+        return None
+    seam = at + len(turn)
+    return {"prompt": chosen[:seam], "chosen": chosen[seam:], "rejected": rejected[seam:]}
+
+
+def encode(tokenizer, pairs, max_length):
+    """The pairs as token ids. A prompt is tokenized once, so that both of its responses begin at
+    the same seam; a response ends at its first EOS, or with one put there. Pairs of which a side
+    is longer than max_length tokens, or whose sides are equal, are left out."""
+    def response(text):
+        ids, eos = tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id
+        return ids[:ids.index(eos) + 1] if eos in ids else ids + [eos]
+    encoded = [{"prompt": tokenizer(pair["prompt"])["input_ids"],
+                "chosen": response(pair["chosen"]), "rejected": response(pair["rejected"])}
+               for pair in pairs]
+    return [p for p in encoded if p["chosen"] != p["rejected"]
+            and len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])) <= max_length]
+
+
+def hold_out(pairs):
+    """The pairs in three: to train on, and those of a twentieth of the prompts each as dev and
+    test."""
+    prompts = sorted({tuple(p["prompt"]) for p in pairs})
+    if len(prompts) < 3:
+        runs.stop("--task none: the pairs have fewer than three prompts, too few to hold any out")
+    random.shuffle(prompts)
+    share = max(1, len(prompts) // 20)
+    dev, test = set(prompts[:share]), set(prompts[share:2 * share])
+    parts = {"train": [], "dev": [], "test": []}
+    for pair in pairs:
+        prompt = tuple(pair["prompt"])
+        parts["dev" if prompt in dev else "test" if prompt in test else "train"].append(pair)
+    return parts["train"], parts["dev"], parts["test"]
+
+
+# --- The algorithm ---
+
+
+def parse_args(argv=None):
+    parser = runs.make_parser(__doc__, out="out/dpo")
+    add_warmup_flags(parser)
+    flags = parser.add_argument_group("pairs")
+    flags.add_argument("--pairs", default=None,
+                       help="a file with prompt, chosen and rejected, or a hub name; without it, "
+                       "the warm-up's samples, right against wrong. With --task none, a tenth of "
+                       "the pairs stands in for dev and test problems")
+    flags.add_argument("--samples", type=runs.number(int, 2), default=16,
+                       help="responses sampled to each training question")
+    flags.add_argument("--pairs-per-question", type=runs.number(int, 1), default=8, help="at most")
+    flags.add_argument("--max-length", type=runs.number(int, 2), default=512,
+                       help="tokens of a prompt and a response; longer pairs are left out")
+    flags = parser.add_argument_group("DPO (the paper's values in brackets)")
+    flags.add_argument("--loss", default="dpo",
+                       choices=["dpo", "ipo", "preferred-ft", "unlikelihood"])
+    flags.add_argument("--beta", type=runs.number(float, above=0), default=1.0,
+                       help="the price of a nat of KL to the warm-up, of dpo and ipo [0.1]")
+    flags.add_argument("--label-smoothing", type=runs.number(float, 0, 0.5), default=0.0,
+                       help="of dpo: the share of pairs believed to be labelled wrongly [0]")
+    flags.add_argument("--alpha", type=runs.number(float, 0), default=0.1,
+                       help="of unlikelihood: the weight of the rejected [0.05 to 1]")
+    flags.add_argument("--sft-coef", type=runs.number(float, 0), default=0.0,
+                       help="the weight of -log pi(chosen) per token, added to any loss [0]")
+    flags.add_argument("--epochs", type=runs.number(int, 1), default=2, help="over the pairs [1]")
+    flags.add_argument("--batch-size", type=runs.number(int, 1), default=64,
+                       help="pairs an optimizer step [64]")
+    flags.add_argument("--micro-batch-size", type=runs.number(int, 1), default=32,
+                       help="pairs at once; the gradient is the batch's")
+    flags.add_argument("--lr", type=runs.number(float, above=0), default=2e-4, help="peak [1e-6]")
+    flags.add_argument("--max-grad-norm", type=runs.number(float, above=0), default=1.0,
+                       help="[10]")
+    flags.add_argument("--eval-every", type=runs.number(int, 1), default=20,
+                       help="steps between evaluations on dev")
+    flags.add_argument("--eval-samples", type=runs.number(int, 0), default=0,
+                       help="samples to each dev problem in evaluations, for the reward and the KL "
+                       "that eval.py --frontier draws (0: none)")
+    return parser.parse_args(argv)
+
+
+@torch.no_grad()
+def with_reference_logps(model, pairs, size):
+    """The pairs, each with ref_chosen and ref_rejected: log pi_ref of its responses, in nats."""
+    scored = []
+    for first in range(0, len(pairs), size):
+        part = pairs[first:first + size]
+        chosen, rejected = pair_logps(model, part)
+        scored += [pair | {"ref_chosen": w, "ref_rejected": l}
+                   for pair, w, l in zip(part, chosen.tolist(), rejected.tolist())]
+    return scored
+
+
+def preference_accuracy(model, pairs, size):
+    """Fraction of the pairs in which the implicit reward of the chosen response is the greater one;
+    equal ones, as in the reference itself, count half."""
+    with torch.no_grad():
+        logps = [torch.stack(pair_logps(model, pairs[at:at + size]), 1)
+                 for at in range(0, len(pairs), size)]
+    rewards = torch.cat(logps).cpu() - torch.tensor([[p["ref_chosen"], p["ref_rejected"]]
+                                                     for p in pairs])
+    return ((rewards[:, 0] > rewards[:, 1]).double().mean().item()
+            + (rewards[:, 0] == rewards[:, 1]).double().mean().item() / 2)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    start = time.time()
+    on_pairs_alone = args.task == "none"
+    if on_pairs_alone and (args.pairs is None or args.eval_samples):
+        runs.stop("--task none has no questions to sample responses to; name a file with --pairs, "
+                  "and leave --eval-samples out")
+    texts = load_pairs(args.pairs) if args.pairs else None
+
+    # Warm-up: the same as ReFT's
+    args.warmup = args.warmup or args.model if on_pairs_alone else warm_up(args)
+    runs.set_seed(args.seed)
+    # In eval mode, and it stays there: with dropout the policy would not start at its reference.
+    policy, tokenizer = load_model(args.warmup, args.device)
+    reference = copy.deepcopy(policy).requires_grad_(False) if args.eval_samples else None
+    if not on_pairs_alone:
+        train, dev, test = (load_problems(args.task, split, args.limit)
+                            for split in ["train", "dev", "test"])
+    runs.open_run(args.out, vars(args), effective_batch=args.batch_size)
+
+    # Pairs: the warm-up's samples, labelled by the rule; or those of a file
+    began, metrics = time.time(), {"step": 0, "tokens": 0}
+    if texts is None:
+        responses = respond(policy, tokenizer, train, args.cot, args.max_new_tokens, args.samples,
+                            temperature=1.0, seed=args.seed)
+        texts, counts = make_pairs(responses, args.samples, args.pairs_per_question)
+        runs.write_lines(args.out, "pairs.jsonl", texts)
+        metrics |= {"questions": len(train), "samples": len(responses)}
+        print("pairs: {pairs:,} from {paired:,} of {questions:,} questions ({all_right:,} had only "
+              "right responses, {all_wrong:,} only wrong ones, and {cut_off:,} of {responses:,} "
+              "responses were cut off)".format(**counts))
+    else:
+        counts = {"pairs": len(texts)}
+    pairs = encode(tokenizer, texts, args.max_length)
+    if len(pairs) < len(texts):
+        print(f"pairs: {len(texts) - len(pairs):,} of {len(texts):,} are longer than --max-length "
+              f"{args.max_length}, or the same on both sides, and are left out")
+    if not pairs:
+        runs.stop("there is no pair to learn from: no question had a right response and a wrong "
+                  "one, or --max-length is too small. Try more --samples or --warmup-epochs")
+
+    # log pi_ref of every response, once: the reference never changes
+    if on_pairs_alone:
+        pairs, dev, test = (with_reference_logps(policy, part, args.micro_batch_size)
+                            for part in hold_out(pairs))
+    else:
+        pairs = with_reference_logps(policy, pairs, args.micro_batch_size)
+    metrics["seconds"] = time.time() - began
+
+    def measure(model, held_out):
+        if on_pairs_alone:
+            return {"accuracy": preference_accuracy(model, held_out, args.micro_batch_size)}
+        return evaluate(model, tokenizer, held_out, args.cot, args.max_new_tokens)
+
+    def measure_dev():
+        point = reward_and_kl(policy, reference, tokenizer, dev, args.cot, args.max_new_tokens,
+                              args.eval_samples) if args.eval_samples else {}
+        return {"dev_accuracy": measure(policy, dev)["accuracy"]} | point
+
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
+    steps = args.epochs * -(-len(pairs) // args.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(  # a tenth of the steps up, then down to 0
+        optimizer, lambda step: min((step + 1) / max(1, 0.1 * steps), 1 - step / steps))
+    metrics |= measure_dev()
+    runs.log_step(args.out, metrics)
+    best = warmup_dev = metrics["dev_accuracy"]
+    best_weights, best_step = runs.weights_of(policy), 0
+    history, step = [], 0
+
+    bar = tqdm(total=steps, desc=f"DPO {args.out}", unit="step")
+    for epoch in range(1, args.epochs + 1):
+        random.shuffle(pairs)
+        for first in range(0, len(pairs), args.batch_size):
+            began, step = time.time(), step + 1
+            batch = sorted(pairs[first:first + args.batch_size],
+                           key=lambda p: max(len(p["chosen"]), len(p["rejected"])))
+            sums = Counter()
+            for at in range(0, len(batch), args.micro_batch_size):
+                part = batch[at:at + args.micro_batch_size]
+                chosen_logps, rejected_logps = pair_logps(policy, part)
+                ref_chosen_logps, ref_rejected_logps, chosen_tokens = torch.tensor(
+                    [[p["ref_chosen"], p["ref_rejected"], len(p["chosen"])] for p in part],
+                    device=policy.device).T
+                logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
+
+                # The loss; the implicit rewards are logged whichever it is
+                losses, chosen_rewards, rejected_rewards = dpo_loss(
+                    *logps, args.beta, args.label_smoothing)
+                if args.loss == "ipo":
+                    losses = ipo_loss(*logps, args.beta)
+                elif args.loss == "preferred-ft":
+                    losses = preferred_ft_loss(chosen_logps)
+                elif args.loss == "unlikelihood":
+                    losses = unlikelihood_loss(chosen_logps, rejected_logps, args.alpha)
+                losses = losses - args.sft_coef * chosen_logps / chosen_tokens
+                (losses.sum() / len(batch)).backward()  # with the other parts, the batch's mean
+
+                for name, x in [
+                        ("loss", losses), ("chosen_reward", chosen_rewards),
+                        ("rejected_reward", rejected_rewards),
+                        ("margin", chosen_rewards - rejected_rewards),
+                        ("accuracy", (chosen_rewards > rejected_rewards).float()),
+                        ("chosen_logp", chosen_logps), ("rejected_logp", rejected_logps)]:
+                    sums[name] += x.detach().sum()
+            grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+            lr = schedule.get_last_lr()[0]
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            metrics = {
+                "step": step, "epoch": epoch, "questions": len(batch),
+                "tokens": sum(2 * len(p["prompt"]) + len(p["chosen"]) + len(p["rejected"])
+                              for p in batch),
+                "lr": lr, "grad_norm": grad_norm.item(),
+                **{name: x.item() / len(batch) for name, x in sums.items()},
+                "seconds": time.time() - began}
+            if step % args.eval_every == 0 or step == steps:
+                metrics |= measure_dev()
+                if metrics["dev_accuracy"] > best:
+                    best, best_step = metrics["dev_accuracy"], step
+                    best_weights = runs.weights_of(policy)
+            history.append(metrics)
+            runs.log_step(args.out, metrics)
+            bar.update()
+            bar.set_postfix(loss=f"{metrics['loss']:.3f}", margin=f"{metrics['margin']:.2f}",
+                            dev=f"{best:.1%}")
+    bar.close()
+
+    policy.load_state_dict(best_weights)
+    runs.save_model(args.out, policy, tokenizer)
+    after, (warmup, _) = measure(policy, test), load_model(args.warmup, args.device)
+    before = measure(warmup, test)
+    result = {"test_accuracy": after["accuracy"], "dev_accuracy": best, "best_step": best_step,
+              "warmup_test_accuracy": before["accuracy"], "warmup_dev_accuracy": warmup_dev,
+              "seed": args.seed, "steps": steps, "pairs": counts, "seconds": time.time() - start,
+              "peak_memory_mb": runs.peak_memory_mb(policy.device.type),
+              **{name: x for name, x in after.items() if name != "accuracy"}}
+    runs.write_json(args.out, "result.json", result)
+    draw_preferences(args.out, f"{args.out}/curves.png")
+    summarize(args, before, after, result, history, len(test))
+
+
+def diagnose(metrics, best, warmup_dev):
+    """What went wrong in a run, as sentences with advice; none where nothing did."""
+    last = [m["dev_accuracy"] for m in metrics if "dev_accuracy" in m][-1]
+    if best <= warmup_dev:
+        return ["No evaluation on dev was better than the warm-up, so the saved model is the "
+                "warm-up. Try a smaller --lr, a larger --beta, or --sft-coef 1."]
+    if last < best - 0.1:
+        return [f"Accuracy on dev fell from {best:.1%} to {last:.1%} at the end, and the model of "
+                f"the peak was saved. Try fewer --epochs, a larger --beta, or --sft-coef 1."]
+    return []
+
+
+def summarize(args, before, after, result, history, n_test):
+    """What happened, where it lies, what to try next."""
+    print("\n" + accuracy_table({"warm-up": before, "DPO": after}, n_test,
+                                careful=args.task == "word_problems"))
+    gain = 100 * (after["accuracy"] - before["accuracy"])
+    print(f"\nDPO ({args.loss}): {gain:+.1f} points over its warm-up on {n_test} test "
+          f"{'pairs' if args.task == 'none' else 'problems'}, at step {result['best_step']} of "
+          f"{result['steps']}, in {result['seconds'] / 60:.1f} minutes and "
+          f"{result['peak_memory_mb']:,} MB.")
+    for sentence in diagnose(history, result["dev_accuracy"], result["warmup_dev_accuracy"]):
+        print(f"warning: {sentence}")
+    print(f"saved: model, metrics.jsonl, result.json and curves.png in {args.out}")
+    if args.task != "none":
+        reft = Path(args.out).parent / "reft"
+        other = " ".join(["python reft_ppo.py", *runs.shared_flags(args), f"--out={reft}"])
+        print(f"next:  {other}   # PPO from the same warm-up\n"
+              f"       python eval.py {args.warmup} {reft} {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The figures of eval.py, reft_ppo.py and dpo.py, from the files that runs wrote. No algorithm."""
+
+import statistics
+
+import matplotlib
+
+import runs
+
+matplotlib.use("Agg")  # to files, without a screen
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+def panels(titles, width=3.7, height=3.2):
+    figure, axes = plt.subplots(1, len(titles), figsize=(width * len(titles), height),
+                                layout="constrained", squeeze=False)
+    for ax, title in zip(axes[0], titles):
+        ax.set_title(title)
+        ax.grid(alpha=0.3)
+    return figure, axes[0]
+
+
+def save(figure, path):
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_curves(groups, path):
+    """Accuracy, response length and share of careful solutions against the tokens trained on.
+
+    Args: groups, [(name, folders of finished runs that differ in their seed alone)].
+    Dots are greedy, on dev. Of runs that sample as they learn (ReFT) thin lines are the samples
+    they train on; of others length and style are levels, those of the greedy responses on test.
+    """
+    figure, axes = panels(["accuracy", "tokens in a response", "share of careful solutions"])
+    dashes = iter(["--", ":", "-."] * len(groups))
+    for n, (name, folders) in enumerate(groups):
+        dash = next(dashes)
+        for folder in folders:
+            label = name if folder == folders[0] else None
+            metrics, result = runs.read_metrics(folder), runs.read_json(folder, "result.json")
+            trained, total = [], 0
+            for m in metrics:
+                total += m["tokens"]
+                trained.append(total / 1e6)
+            dev = [(x, m["dev_accuracy"]) for x, m in zip(trained, metrics) if "dev_accuracy" in m]
+            if "warmup_dev_accuracy" in result:
+                dev.insert(0, (0, result["warmup_dev_accuracy"]))
+            axes[0].plot(*zip(*dev), color=f"C{n}", marker="o", ms=2, lw=1, label=label)
+            if "reward" in metrics[-1]:
+                for ax, key in zip(axes, ["accuracy", "response_tokens", "careful"]):
+                    points = [(x, m[key]) for x, m in zip(trained, metrics) if key in m]
+                    if points:
+                        ax.plot(*zip(*points), color=f"C{n}", alpha=0.5, lw=0.8)
+        results = [runs.read_json(folder, "result.json") for folder in folders]
+        if "reward" not in metrics[-1] and "mean_tokens" in results[0]:
+            for ax, key in zip(axes[1:], ["mean_tokens", "careful"]):
+                level = statistics.mean(result[key] for result in results)
+                ax.axhline(level, color=f"C{n}", ls=dash, lw=1.2)
+    for ax in axes:
+        ax.set_xlabel("tokens trained on, millions")
+        ax.set_ylim(bottom=0)
+    axes[0].legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_samples(groups, path):
+    """maj@k and pass@k against k. Args: groups, [(name, what eval.measure returned, per seed)]."""
+    figure, axes = panels(["maj@k", "pass@k"])
+    for ax, key in zip(axes, ["maj_at", "pass_at"]):
+        for name, measured in groups:
+            ks = list(measured[0][key])
+            ax.plot(ks, [statistics.mean(m[key][k] for m in measured) for k in ks], "o-", ms=4,
+                    label=name)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ks, ks)
+        ax.set_xlabel("k samples at T = 1")
+    axes[0].legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_preferences(folder, path):
+    """What a DPO run did to its pairs: log-probabilities, implicit rewards, accuracies."""
+    metrics = [m for m in runs.read_metrics(folder) if "margin" in m]
+    beta = runs.read_json(folder, "config.json")["flags"]["beta"]
+    steps = [m["step"] for m in metrics]
+    figure, axes = panels(["log pi - log pi_ref, nats", "implicit rewards", "accuracy"])
+    for color, side in [("C2", "chosen"), ("C3", "rejected")]:
+        rewards = [m[f"{side}_reward"] for m in metrics]
+        axes[0].plot(steps, [r / beta for r in rewards], color, label=side)
+        axes[1].plot(steps, rewards, color, label=side)
+    axes[1].plot(steps, [m["margin"] for m in metrics], "0.3", ls="--", label="margin")
+    axes[2].plot(steps, [m["accuracy"] for m in metrics], "C0", lw=1, label="of the pairs")
+    dev = [(m["step"], m["dev_accuracy"]) for m in metrics if "dev_accuracy" in m]
+    axes[2].plot(*zip(*dev), "C1o-", ms=3, label="on dev")
+    for ax in axes:
+        ax.set_xlabel("step")
+        ax.legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_frontier(series, path):
+    """Reward against KL, a point for each evaluation of each run.
+
+    Args: series, {algorithm: {the price of KL: [metrics with dev_reward and dev_kl]}}.
+    """
+    figure, [ax] = panels(["reward and KL on dev, at every evaluation"], width=7, height=4.6)
+    maps = {"reft": "Blues", "dpo": "Oranges"}
+    for name, by_price in series.items():
+        for i, (price, points) in enumerate(sorted(by_price.items())):
+            shade = 0.35 + 0.6 * i / max(1, len(by_price) - 1)
+            color = plt.get_cmap(maps.get(name, "Greens"))(shade)
+            x, y, ex, ey = zip(*((m["dev_kl"], m["dev_reward"], m["dev_kl_error"],
+                                  m["dev_reward_error"]) for m in points))
+            ax.errorbar(x, y, ey, ex, fmt="os^D"[list(series).index(name) % 4], ms=4, lw=0.5,
+                        color=color, label=f"{name}, {price:g}")
+    ax.set(xlabel="KL to the warm-up, nats a response", ylabel="reward of samples at T = 1")
+    ax.legend(fontsize=8, title="algorithm, beta", ncols=2)
+    save(figure, path)

@@ -1,0 +1,128 @@
+"""Load a model and sample from it; lay prompts and responses out as a batch.
+
+What every script does in the same way, since a difference here would be one between algorithms.
+"""
+
+from pathlib import Path
+
+import torch
+import transformers
+
+import runs
+
+transformers.utils.logging.disable_progress_bar()  # saving 1 MB needs no bar of its own
+
+
+def load_model(path, device=None, dtype=None):
+    """A causal LM in eval mode and its tokenizer.
+
+    Args:
+        path: a run's folder, a Hugging Face folder or a hub name.
+        dtype: "float32" (the default), "bfloat16" or a torch.dtype.
+    Raises: SystemExit (code 2) where there is no such model, or one without an EOS token.
+    """
+    path = str(path)
+    if (Path(path) / "model").is_dir():
+        path = str(Path(path) / "model")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype or "float32", use_safetensors=True)
+    except Exception as error:  # each part of the loader raises its own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        runs.stop(f"{path}: no model could be loaded ({reason}); give a run's folder, a hub name, "
+                  "or a folder with config.json, model.safetensors and a tokenizer")
+    if tokenizer.eos_token_id is None:
+        runs.stop(f"{path}: its tokenizer has no EOS token, so no response could end")
+    return model.to(runs.pick_device(device or "auto")).eval(), tokenizer
+
+
+def pad(examples, device):
+    """Prompts padded on the left, responses on the right. The masks come from lengths, so padding
+    may be any token, EOS too.
+
+    Args:
+        examples: a list of (prompt ids, response ids).
+    Returns: ids and attention_mask (batch, seq), the mask over tokens and not over the padding;
+        response mask (batch, seq-1), bool: column t is True where token t+1 is of the response;
+        n_response, the columns that the longest response takes.
+    """
+    n_prompt = max(len(p) for p, _ in examples)
+    n_response = max(len(r) for _, r in examples)
+    ids = torch.zeros(len(examples), n_prompt + n_response, dtype=torch.long)
+    attention_mask, mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for row, (p, r) in enumerate(examples):
+        ids[row, n_prompt - len(p):n_prompt + len(r)] = torch.tensor(p + r)
+        attention_mask[row, n_prompt - len(p):n_prompt + len(r)] = 1
+        mask[row, n_prompt:n_prompt + len(r)] = True
+    return ids.to(device), attention_mask.to(device), mask[:, 1:].to(device), n_response
+
+
+@torch.no_grad()
+def generate_ids(model, prompts, eos_id, max_new_tokens, temperature=0.0, generator=None):
+    """Sample one response per prompt with a key-value cache; finished rows leave the batch.
+
+    Args:
+        prompts: list of lists of token ids. Padded on the left; the padding is never attended to.
+        temperature: 0 is greedy; otherwise no top-k and no top-p: samples follow the model exactly.
+        generator: a torch.Generator on the model's device.
+    Returns: a list of lists of token ids. A response that ended holds its EOS, one cut off none.
+    """
+    device, longest = model.device, max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    responses = torch.full((len(prompts), max_new_tokens), eos_id, device=device)
+    rows = torch.arange(len(prompts), device=device)  # the responses still being written
+    alive = torch.ones_like(rows, dtype=torch.bool)
+    cache = None
+    for t in range(max_new_tokens):
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions,
+                    past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = out.past_key_values
+        logits = out.logits[:, -1].float()  # (rows, vocab)
+        if temperature == 0:
+            token = logits.argmax(-1)
+        else:
+            p = (logits / temperature).softmax(-1)
+            token = torch.multinomial(p, 1, generator=generator)[:, 0]
+        responses[rows[alive], t] = token[alive]
+        alive &= token != eos_id
+        if not alive.any():
+            break
+        if alive.float().mean() < 0.8:  # dropping rows copies the cache, so not for each one
+            rows, token, mask, positions = rows[alive], token[alive], mask[alive], positions[alive]
+            cache.batch_select_indices(alive.nonzero()[:, 0])
+            alive = alive[alive]
+        ids = token[:, None]
+        mask = torch.cat([mask, torch.ones_like(ids)], 1)
+        positions = positions[:, -1:] + 1
+    return [row[:row.index(eos_id) + 1] if eos_id in row else row for row in responses.tolist()]
+
+
+def generate_rows(model, tokenizer, prompts, max_new_tokens, temperature=0.0, seed=None,
+                  batch_size=256):
+    """`generate_ids` of texts, batched by length. Returns a list of ids, in the prompts' order."""
+    generator = None
+    if temperature > 0:
+        generator = torch.Generator(model.device)
+        generator.manual_seed(seed) if seed is not None else generator.seed()
+    encoded = tokenizer(list(prompts))["input_ids"]
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    responses = [None] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        batch = order[start:start + batch_size]
+        ids = generate_ids(model, [encoded[i] for i in batch], tokenizer.eos_token_id,
+                           max_new_tokens, temperature, generator)
+        for i, row in zip(batch, ids):
+            responses[i] = row
+    return responses
+
+
+def generate(model, tokenizer, prompts, max_new_tokens, temperature=0.0, n=1, seed=None,
+             batch_size=256):
+    """n responses to each prompt, as text without special tokens: list[list[str]]."""
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    rows = generate_rows(model, tokenizer, repeated, max_new_tokens, temperature, seed, batch_size)
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [texts[i * n:(i + 1) * n] for i in range(len(prompts))]

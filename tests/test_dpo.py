@@ -1,0 +1,412 @@
+import json
+import math
+
+import pytest
+import torch
+
+import dpo
+from dpo import (diagnose, dpo_loss, encode, hold_out, ipo_loss, load_pairs, make_pairs, pair_logps,
+                 preference_accuracy, preferred_ft_loss, response_logps, split_conversation,
+                 unlikelihood_loss, with_reference_logps)
+from generate import load_model
+from tests.tiny import byte_tokenizer, completions, save_tiny, tiny_lm
+
+
+def numbers(*values):
+    return torch.tensor(values, dtype=torch.double)
+
+
+# --- the losses ---
+
+
+def test_dpo_loss_is_log_2_where_the_policy_is_its_reference():
+    logps = numbers(-3.0, -40.0), numbers(-5.0, -1.0)
+    for smoothing in [0.0, 0.3]:
+        losses, chosen, rejected = dpo_loss(*logps, *logps, 0.1, smoothing)
+        torch.testing.assert_close(losses, numbers(math.log(2), math.log(2)))
+        assert not chosen.any() and not rejected.any()
+
+
+def test_dpo_loss_by_hand():
+    """r_w = 0.1 (-10 + 12) = 0.2 and r_l = 0.1 (-9 + 8) = -0.1: log(1 + exp(-0.3)) = 0.554355; with
+    a tenth of the labels swapped, 0.9 * 0.554355 + 0.1 * (0.554355 + 0.3) = 0.584355."""
+    logps = numbers(-10.0), numbers(-9.0), numbers(-12.0), numbers(-8.0)
+    losses, chosen, rejected = dpo_loss(*logps, 0.1)
+    assert losses.item() == pytest.approx(0.554355, abs=1e-6)
+    assert (chosen.item(), rejected.item()) == (pytest.approx(0.2), pytest.approx(-0.1))
+    assert dpo_loss(*logps, 0.1, 0.1)[0].item() == pytest.approx(0.584355, abs=1e-6)
+
+
+def test_dpo_loss_swapping_the_sides_flips_the_rewards_and_the_gradient():
+    w, l = numbers(-10.0).requires_grad_(), numbers(-9.0).requires_grad_()
+    ref = numbers(-9.5)
+    slopes = []
+    for chosen, rejected in [(w, l), (l, w)]:
+        losses, chosen_rewards, rejected_rewards = dpo_loss(chosen, rejected, ref, ref, 0.2)
+        slopes.append(torch.autograd.grad(losses.sum(), [w, l]))
+        assert chosen_rewards.item() == pytest.approx(0.2 * (chosen.item() + 9.5))
+        assert rejected_rewards.item() == pytest.approx(0.2 * (rejected.item() + 9.5))
+    (w_up, l_down), (w_down, l_up) = slopes
+    assert w_up < 0 < l_down and l_up < 0 < w_down
+    # sigmoid(m) + sigmoid(-m) = 1: the two orders' pulls add up to beta
+    assert w_down.item() - w_up.item() == pytest.approx(0.2)
+
+
+def test_dpo_loss_does_not_overflow():
+    losses, _, _ = dpo_loss(numbers(-1e4), numbers(0.0), numbers(0.0), numbers(-1e4), 1.0)
+    assert losses.item() == pytest.approx(2e4)
+
+
+def test_dpo_gradient_is_the_papers():
+    """-beta sigmoid(r_l - r_w) (grad log pi(y_w) - grad log pi(y_l)), the equation after (7), on a
+    real model whose reference is another one; each log-probability from the bare model."""
+    lm, ref, beta = tiny_lm(seed=1), tiny_lm(seed=2), 0.3
+    prompt, chosen, rejected = [2, 3, 4], [5, 6, 1], [7, 1]
+
+    def log_p(model, response):
+        total = 0.0
+        for i, token in enumerate(response):
+            logits = model(input_ids=torch.tensor([prompt + response[:i]])).logits[0, -1]
+            total = total + logits.log_softmax(-1)[token]
+        return total
+
+    parameters = list(lm.parameters())
+    p_w, p_l = log_p(lm, chosen), log_p(lm, rejected)
+    r_w = beta * (p_w - log_p(ref, chosen)).item()
+    r_l = beta * (p_l - log_p(ref, rejected)).item()
+    weight = beta / (1 + math.exp(r_w - r_l))
+    expected = [-weight * (w - l) for w, l in zip(
+        torch.autograd.grad(p_w, parameters), torch.autograd.grad(p_l, parameters))]
+
+    [pair] = with_reference_logps(
+        ref, [{"prompt": prompt, "chosen": chosen, "rejected": rejected}], 8)
+    losses, _, _ = dpo_loss(*pair_logps(lm, [pair]), torch.tensor([pair["ref_chosen"]]),
+                            torch.tensor([pair["ref_rejected"]]), beta)
+    got = torch.autograd.grad(losses.sum(), parameters)
+    assert max(g.abs().max() for g in expected) > 0.01
+    for g, e in zip(got, expected):
+        torch.testing.assert_close(g, e, rtol=1e-3, atol=1e-5)
+
+
+def test_dpo_converges_to_the_closed_form_optimum():
+    """All responses of up to two tokens, every pair of them weighted by how often a Bradley-Terry
+    judge of known rewards prefers it: the minimum of the DPO loss is
+    pi*(y) = pi_ref(y) exp(r(y) / beta) / Z, reached by training a real model. (One with absolute
+    positions: to one with rotary positions, 2 and 2 2 are the same state.)"""
+    beta, prompt = 0.5, [2]
+    answers = completions(vocab_size=3, eos=1, length=2)
+    reference, lm = (tiny_lm("gpt2", vocab_size=3, seed=3, scale=0.2) for _ in range(2))
+    torch.manual_seed(0)
+    rewards = torch.randn(len(answers))
+    examples = [(prompt, answer) for answer in answers]
+    with torch.no_grad():
+        ref_logps = response_logps(reference, examples)
+    assert ref_logps.exp().sum().item() == pytest.approx(1, abs=1e-5)  # these are all there are
+    optimum = (ref_logps + rewards / beta).softmax(0)
+    w, l = torch.cartesian_prod(*[torch.arange(len(answers))] * 2).T
+    weights = (rewards[w] - rewards[l]).sigmoid()
+    optimizer = torch.optim.Adam(lm.parameters(), lr=1e-2)
+    for _ in range(400):
+        logps = response_logps(lm, examples)
+        losses, _, _ = dpo_loss(logps[w], logps[l], ref_logps[w], ref_logps[l], beta)
+        optimizer.zero_grad()
+        (weights * losses).sum().backward()
+        optimizer.step()
+    policy = response_logps(lm, examples).exp()
+    assert 0.5 * (optimum - ref_logps.exp()).abs().sum() > 0.3  # it had some way to go
+    assert 0.5 * (optimum - policy).abs().sum() < 0.01
+
+
+def test_ipo_loss_pulls_to_a_margin_of_1_over_2_beta():
+    """From below and from above; by hand, h = 2 - (-1) = 3 and (3 - 1 / 0.4)^2 = 0.25."""
+    logps = numbers(-10.0), numbers(-9.0), numbers(-12.0), numbers(-8.0)
+    assert ipo_loss(*logps, 0.2).item() == pytest.approx(0.25)
+    for start in [-3.0, 50.0]:
+        chosen = numbers(start).requires_grad_()
+        optimizer = torch.optim.LBFGS([chosen])
+        zero = numbers(0.0)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = ipo_loss(chosen, zero, zero, zero, 0.05).sum()
+            loss.backward()
+            return loss
+        for _ in range(5):
+            optimizer.step(closure)
+        assert chosen.item() == pytest.approx(10.0, abs=1e-4)
+
+
+def test_the_papers_baselines_by_hand():
+    chosen, rejected = numbers(-3.0, -1.0), numbers(-7.0, -2.0)
+    torch.testing.assert_close(preferred_ft_loss(chosen), numbers(3.0, 1.0))
+    torch.testing.assert_close(unlikelihood_loss(chosen, rejected, 0.5), numbers(-0.5, 0.0))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_response_logps_agrees_with_one_token_at_a_time(kind):
+    """Of bare, unpadded models; prompts and responses of unequal length, one cut off, one EOS."""
+    lm = tiny_lm(kind, seed=5)
+    examples = [([2, 3, 4, 1], [6, 1]), ([5], [8, 9, 10]), ([7, 7], [1])]
+    expected = []
+    with torch.no_grad():
+        for prompt, response in examples:
+            states = [torch.tensor([prompt + response[:i]]) for i in range(len(response))]
+            expected.append(sum(lm(input_ids=state).logits[0, -1].log_softmax(-1)[token].item()
+                                for state, token in zip(states, response)))
+        got = response_logps(lm, examples)
+    assert got.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+# --- the pairs ---
+
+
+def response(text, score, ended=True):
+    return {"prompt": "Q", "response": text, "score": score, "ended": ended}
+
+
+def test_make_pairs_by_hand():
+    """Four questions of four responses: mixed, all right, all wrong, and one whose only wrong
+    response was cut off."""
+    mixed = [response("a", 1.0), response("b", 0.1), response("a", 1.0), response("c", 0.0)]
+    right = [response(x, 1.0) for x in "aabb"]
+    wrong = [response(x, 0.1) for x in "aabb"]
+    cut = [response("a", 1.0)] * 3 + [response("b", 0.0, ended=False)]
+    pairs, counts = make_pairs(mixed + right + wrong + cut, 4, 8)
+    assert sorted((p["chosen"], p["rejected"]) for p in pairs) == [("a", "b"), ("a", "c")]
+    assert counts == {"questions": 4, "responses": 16, "cut_off": 1, "paired": 1, "all_right": 2,
+                      "all_wrong": 1, "pairs": 2}
+
+
+def test_make_pairs_takes_no_more_than_most_and_no_pair_twice():
+    responses = [response(f"right {i}", 1.0) for i in range(5)]
+    responses += [response(f"wrong {i}", 0.1) for i in range(5)]
+    for most in [1, 7, 25, 100]:
+        pairs, _ = make_pairs(responses, 10, most)
+        assert len(pairs) == len({(p["chosen"], p["rejected"]) for p in pairs}) == min(most, 25)
+        assert all("right" in p["chosen"] and "wrong" in p["rejected"] for p in pairs)
+
+
+def test_encode_meets_at_the_seam_and_ends_in_one_eos():
+    tokenizer, eos = byte_tokenizer(), 1
+    pairs = [{"prompt": "Q?\n", "chosen": "yes", "rejected": "no<eos>, or<eos>"}]
+    [pair] = encode(tokenizer, pairs, 100)
+    assert tokenizer.decode(pair["prompt"] + pair["chosen"]) == "Q?\nyes<eos>"
+    assert tokenizer.decode(pair["rejected"]) == "no<eos>"
+    assert pair["chosen"].count(eos) == pair["rejected"].count(eos) == 1
+    assert pair["prompt"] == tokenizer("Q?\n")["input_ids"]
+
+
+def test_encode_leaves_out_long_pairs_and_equal_sides():
+    pairs = [{"prompt": "12345", "chosen": "1234", "rejected": "12"},  # 5 + 4 + EOS = 10 tokens
+             {"prompt": "12345", "chosen": "12", "rejected": "12345"},
+             {"prompt": "1", "chosen": "same", "rejected": "same"}]
+    assert len(encode(byte_tokenizer(), pairs, 10)) == 1
+    assert len(encode(byte_tokenizer(), pairs, 11)) == 2
+    assert not encode(byte_tokenizer(), pairs, 9)
+
+
+def test_split_conversation():
+    start = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
+    assert split_conversation(start + " Good bye", start + " Go on") == {
+        "prompt": start, "chosen": " Good bye", "rejected": " Go on"}
+    # two conversations that part before the last turn: what follows there is the response
+    one = "\n\nHuman: Hi\n\nAssistant: A\n\nHuman: B\n\nAssistant: C"
+    two = "\n\nHuman: Hi\n\nAssistant: D"
+    assert split_conversation(one, two) == {
+        "prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " A\n\nHuman: B\n\nAssistant: C",
+        "rejected": " D"}
+    assert split_conversation("yes", "no") is None
+
+
+def test_load_pairs_reads_both_formats(tmp_path):
+    pair = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+    talk = {"chosen": "\n\nHuman: Q\n\nAssistant: a", "rejected": "\n\nHuman: Q\n\nAssistant: b"}
+    for name, rows in [("plain.jsonl", [pair, pair]), ("talk.jsonl", [talk])]:
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    assert load_pairs(str(tmp_path / "plain.jsonl")) == [pair, pair]
+    [split] = load_pairs(str(tmp_path / "talk.jsonl"))
+    assert split == {"prompt": "\n\nHuman: Q\n\nAssistant:", "chosen": " a", "rejected": " b"}
+    folder = tmp_path / "hub_set"  # a hub set's layout
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(json.dumps(talk))
+    assert load_pairs(str(folder)) == [split]
+
+
+@pytest.mark.parametrize("text, words", [
+    ('{"prompt": "Q", "chosen": "a"}', "row 1"), ('{"prompt": "Q", "chosen": 1, "rejected": 2}',
+                                                  "row 1"),
+    ('{"chosen": "yes", "rejected": "no"}', "do not begin alike"), ("{", "cannot be read"),
+    ("", "cannot be read"), (None, "cannot be read")])
+def test_load_pairs_bad_input_is_one_sentence(tmp_path, text, words, capsys):
+    file = tmp_path / "pairs.jsonl"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        load_pairs(str(file))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and words in error and error.count("\n") == 1
+
+
+def test_hold_out_keeps_a_prompts_pairs_together():
+    pairs = [{"prompt": [i // 3], "chosen": [i], "rejected": [0]} for i in range(120)]
+    parts = hold_out(pairs)
+    assert [len(part) for part in parts] == [108, 6, 6]  # of 40 prompts, 2 each
+    prompts = [{p["prompt"][0] for p in part} for part in parts]
+    assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
+
+
+def test_preference_accuracy_counts_ties_half():
+    lm = tiny_lm(seed=1)
+    pairs = [{"prompt": [2], "chosen": [3, 1], "rejected": [4, 1]}] * 4
+    pairs = with_reference_logps(lm, pairs, 3)
+    assert preference_accuracy(lm, pairs, 3) == 0.5
+    for pair, moved in zip(pairs, [1.0, 1.0, 1.0, -1.0]):  # as if pi had moved by a nat from it
+        pair["ref_chosen"] -= moved
+    assert preference_accuracy(lm, pairs, 3) == 0.75
+
+
+# --- whole runs ---
+
+
+def run(tmp_path, *flags, name="dpo"):
+    out = tmp_path / name
+    dpo.main(["--limit=24", "--epochs=2", "--max-new-tokens=12", "--device=cpu", f"--out={out}",
+              *flags])
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: x for k, x in line.items() if k != "seconds"} for line in lines]
+
+
+def write_pairs(tmp_path, count=20):
+    rows = [{"prompt": f"Question {i}\n", "chosen": f"yes, {i}" + "!" * (i % 3), "rejected": "no"}
+            for i in range(count)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return f"--pairs={tmp_path / 'pairs.jsonl'}"
+
+
+def test_main_runs_end_to_end_and_is_reproducible(tmp_path, monkeypatch):
+    """Warm-up, sampling, pairs, training. The verdicts are scripted: a random model has none."""
+    monkeypatch.setattr(dpo, "respond", lambda *a, seed, **k: [
+        response(f"{seed} {i}", float(i % 2)) | {"prompt": f"Q{i // 8}"} for i in range(192)])
+    model = f"--model={save_tiny(tmp_path / 'base')}"
+    flags = [model, "--warmup-epochs=1", "--samples=8", "--pairs-per-question=4"]
+    first = run(tmp_path, *flags, name="a/dpo")
+    assert [m["step"] for m in first] == list(range(len(first))) and len(first) == 5
+    assert first[0]["questions"] == 24 and first[0]["samples"] == 192  # what the pairs cost
+    assert "dev_accuracy" in first[0] and "dev_accuracy" in first[-1]
+    assert first[1]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first[-1]["loss"] < first[1]["loss"] and first[-1]["margin"] > 0
+    rows = [json.loads(line) for line in open(tmp_path / "a/dpo/pairs.jsonl")]
+    assert len(rows) == 24 * 4 and set(rows[0]) == {"prompt", "chosen", "rejected"}
+    # tokens of an epoch: both sides of each pair with their prompt, an EOS a side
+    tokens = sum(2 * len(r["prompt"]) + len(r["chosen"]) + len(r["rejected"]) + 2 for r in rows)
+    assert first[1]["tokens"] + first[2]["tokens"] == tokens
+    assert {"config.json", "result.json", "curves.png", "model"} <= {
+        path.name for path in (tmp_path / "a/dpo").iterdir()}
+    result = json.loads((tmp_path / "a/dpo/result.json").read_text())
+    assert {"test_accuracy", "dev_accuracy", "warmup_test_accuracy", "seconds", "pairs",
+            "peak_memory_mb"} <= set(result)
+    assert run(tmp_path, *flags, name="b/dpo") == first
+    assert run(tmp_path, *flags, "--seed=1", name="c/dpo") != first
+
+
+def test_main_samples_from_the_warmup_and_pairs_by_the_rule(tmp_path):
+    """A model of sixteen tokens, one of them the right answer: DPO learns to give it."""
+    from tests.tiny import save_answers
+    warmup = save_answers(tmp_path / "model")
+    task = tmp_path / "task"
+    task.mkdir()
+    for split, size in [("train", 24), ("dev", 5), ("test", 5)]:
+        rows = [{"question": f"{split} {i}", "answer": "7"} for i in range(size)]
+        (task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    metrics = run(tmp_path, f"--warmup={warmup}", f"--task={task}", "--samples=32", "--epochs=20",
+                  "--lr=1e-2")
+    for row in map(json.loads, open(tmp_path / "dpo/pairs.jsonl")):
+        assert row["chosen"].endswith("is 7.") and not row["rejected"].endswith("is 7.")
+    assert metrics[-1]["dev_accuracy"] == 1.0 > metrics[0]["dev_accuracy"]
+    assert json.loads((tmp_path / "dpo/result.json").read_text())["test_accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("flags, loss", [
+    (["--loss=dpo"], lambda w, l: math.log(2)),
+    (["--loss=ipo", "--beta=0.2"], lambda w, l: 2.5**2),
+    (["--loss=preferred-ft"], lambda w, l: -w),
+    (["--loss=unlikelihood", "--alpha=0.3"], lambda w, l: -w + 0.3 * l)])
+def test_main_first_loss_is_that_of_the_reference(tmp_path, flags, loss):
+    """Before any update, of a model with dropout: where it were on, the margin would not be 0."""
+    model = save_tiny(tmp_path / "base", "gpt2")
+    metrics = run(tmp_path, f"--warmup={model}", write_pairs(tmp_path), *flags)
+    first = metrics[1]
+    assert first["loss"] == pytest.approx(loss(first["chosen_logp"], first["rejected_logp"]),
+                                          rel=1e-4)
+    assert abs(first["margin"]) < 1e-4 and first["tokens"] > 0
+    assert metrics[0]["tokens"] == 0 and "samples" not in metrics[0]
+
+
+def test_main_sft_coef_adds_the_chosen_responses_mean_loss_per_token(tmp_path):
+    """Each chosen response is of three bytes and EOS, so that the term is -log pi / 4."""
+    rows = [{"prompt": f"{i}", "chosen": "yes", "rejected": "no"} for i in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model = save_tiny(tmp_path / "base")
+    metrics = run(tmp_path, f"--warmup={model}", f"--pairs={tmp_path / 'pairs.jsonl'}",
+                  "--sft-coef=0.5")
+    expected = math.log(2) - 0.5 * metrics[1]["chosen_logp"] / 4
+    assert metrics[1]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_main_micro_batches_give_the_batchs_gradient(tmp_path):
+    model, pairs = save_tiny(tmp_path / "base"), write_pairs(tmp_path, 11)
+    whole, parts = (run(tmp_path, f"--warmup={model}", pairs, "--batch-size=8", "--sft-coef=1",
+                        f"--micro-batch-size={size}", name=str(size)) for size in [8, 3])
+    for a, b in zip(whole, parts):
+        a.pop("accuracy", None)  # of margins that are 0 but for rounding in the first step
+        assert a == pytest.approx({name: b[name] for name in a}, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("scripted, best", [([0.1, 0.5, 0.3, 0.2], 1), ([0.5, 0.1, 0.3, 0.2], 0)])
+def test_main_keeps_its_best_step(tmp_path, monkeypatch, capsys, scripted, best):
+    """Dev accuracy is scripted, warm-up first: the best weights are tested and saved."""
+    weights, accuracies = [], iter(scripted + [0.75, 0.25])  # last, on test: DPO and warm-up
+    def evaluate(lm, *rest):
+        weights.append(lm.lm_head.weight.detach().clone())
+        return {"accuracy": next(accuracies), "mean_tokens": 1.0, "eos_rate": 1.0, "careful": 0.0}
+    monkeypatch.setattr(dpo, "evaluate", evaluate)
+    run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", write_pairs(tmp_path), "--epochs=3",
+        "--eval-every=1")
+    saved = load_model(tmp_path / "dpo", "cpu")[0].lm_head.weight
+    assert torch.equal(saved, weights[best]) and torch.equal(weights[4], weights[best])
+    assert torch.equal(weights[5], weights[0]) and not torch.equal(weights[1], weights[2])
+    result = json.loads((tmp_path / "dpo/result.json").read_text())
+    assert (result["dev_accuracy"], result["test_accuracy"], result["warmup_test_accuracy"],
+            result["best_step"]) == (0.5, 0.75, 0.25, best)
+    assert ("fell from" if best else "No evaluation on dev") in capsys.readouterr().out
+
+
+def test_main_on_pairs_alone(tmp_path, capsys):
+    """Without a task: dev and test are pairs held out, and the accuracy is of implicit rewards."""
+    metrics = run(tmp_path, f"--model={save_tiny(tmp_path / 'base')}", "--task=none",
+                  write_pairs(tmp_path, 40), "--lr=1e-2", "--epochs=8")
+    assert metrics[0]["dev_accuracy"] == 0.5 and metrics[-1]["dev_accuracy"] == 1.0
+    result = json.loads((tmp_path / "dpo/result.json").read_text())
+    assert result["warmup_test_accuracy"] == 0.5 and result["test_accuracy"] == 1.0
+    assert "2 test pairs" in capsys.readouterr().out and not (tmp_path / "warmup").exists()
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--task=none"], "--pairs"), (["--task=none", "--pairs=x", "--eval-samples=1"], "--pairs"),
+    (["--pairs=missing.jsonl"], "cannot be read"),
+    (["--max-length=2"], "no pair to learn from")])
+def test_main_bad_input_is_one_sentence(tmp_path, flags, words, capsys):
+    if "--max-length=2" in flags:
+        flags = [*flags, write_pairs(tmp_path), f"--warmup={save_tiny(tmp_path / 'base')}"]
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, *flags)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and words in error and "Traceback" not in error
+
+
+def test_diagnose_names_a_fall_and_a_run_that_never_rose():
+    def found(*dev):
+        return diagnose([{"dev_accuracy": x} for x in dev], max(dev + (0.5,)), 0.5)
+    assert found(0.6, 0.7, 0.65) == []
+    assert "fell from 70.0% to 55.0%" in found(0.6, 0.7, 0.55)[0]
+    assert "the saved model is the warm-up" in found(0.4, 0.5)[0]
