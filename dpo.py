@@ -421,10 +421,10 @@ def summarize(args, before, after, result, history, n_test):
         print(f"warning: {sentence}")
     print(f"saved: model, metrics.jsonl, result.json and curves.png in {args.out}")
     if args.task != "none":
-        reft = Path(args.out).parent / "reft"
-        other = " ".join(["python reft_ppo.py", *runs.shared_flags(args), f"--out={reft}"])
-        print(f"next:  {other}   # PPO from the same warm-up\n"
-              f"       python eval.py {args.warmup} {reft} {args.out}")
+        beside = Path(args.out).parent
+        print(f"next:  {runs.command('sft.py', args, 'sft')}   # the baseline\n"
+              f"       {runs.command('reft_ppo.py', args, 'reft')}   # PPO with the rule's reward\n"
+              f"       python eval.py {args.warmup} {beside / 'sft'} {args.out} {beside / 'reft'}")
 
 
 if __name__ == "__main__":

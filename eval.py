@@ -50,14 +50,14 @@ def grade(response):
 
 
 def summarize(responses):
-    """A dict: accuracy, eos_rate, answered and careful as fractions in [0, 1]; mean_tokens per
+    """A dict: accuracy, eos_rate, no_answer and careful as fractions in [0, 1]; mean_tokens per
     response, EOS included. (`careful` is the embedded task's style, of no meaning elsewhere.)"""
     count = len(responses)
     return {
         "accuracy": sum(r["score"] == 1 for r in responses) / count,
         "mean_tokens": sum(len(r["ids"]) for r in responses) / count,
         "eos_rate": sum(r["ended"] for r in responses) / count,
-        "answered": sum(r["extracted"] is not None for r in responses) / count,
+        "no_answer": sum(r["extracted"] is None for r in responses) / count,
         "careful": careful_share([r["response"] for r in responses], responses[0]["cot"])}
 
 
@@ -257,57 +257,61 @@ def at_k(of_problems, n):
             {k: statistics.mean(map(maj_at_k, answers, correct, [k] * len(correct))) for k in ks})
 
 
+def correct_of(group):
+    """(runs, problems): 1 where a run's greedy response is right."""
+    return torch.tensor([m["correct"] for m in group]).float()
+
+
+def accuracy_cell(group):
+    correct = correct_of(group)
+    if len(group) == 1:
+        return percent(group[0]["accuracy"], correct.shape[1])
+    spread = 100 * statistics.stdev(m["accuracy"] for m in group)
+    return (f"{statistics.mean(m['accuracy'] for m in group):.1%} "
+            f"{interval(*bootstrap(0 * correct, correct))} ± {spread:.1f}")
+
+
+def difference_cell(first, group):
+    """The points that a group of runs gained over the first; "" on other problems than its."""
+    if any(group[0][key] != first[0][key] for key in ["task", "split", "problems"]):
+        return ""
+    a, b = correct_of(first), correct_of(group)
+    return f"{100 * (b.mean() - a.mean()).item():+.1f} {interval(*bootstrap(a, b))}"
+
+
 def tables(measured):
     """The comparison as Markdown: accuracy, samples and cost, a row for each group of runs."""
     groups = [(f"{name}, {len(group)} seeds" if len(group) > 1 else group[0],
                [measured[folder] for folder in group]) for name, group in by_seed(measured)]
-    matrices = [torch.tensor([m["correct"] for m in group]).float() for _, group in groups]
     first_name, first = groups[0]
-
-    def mean(group, key, form):
-        found = [m[key] for m in group if key in m]
-        return form.format(statistics.mean(found)) if found else ""
-
+    at = [(key, k) for k in first[0].get("pass_at", {}) for key in ["maj", "pass"]
+          if (key, k) != ("maj", 1)]  # of one sample the two are the same
     accuracy, samples, cost = [], [], []
-    for (name, group), correct in zip(groups, matrices):
-        fraction = correct.mean().item()
-        if len(group) > 1:
-            spread = statistics.stdev(m["accuracy"] for m in group)
-            cell = f"{fraction:.1%} {interval(*bootstrap(0 * correct, correct))}"
-            cell = f"{cell} ± {100 * spread:.1f}"
-        else:
-            cell = percent(fraction, correct.shape[1])
-        same = all(group[0][key] == first[0][key] for key in ["task", "split", "problems"])
-        gain = ""
-        if group is not first and same:
-            low, high = bootstrap(matrices[0], correct)
-            gain = f"{100 * (fraction - matrices[0].mean().item()):+.1f} {interval(low, high)}"
+    for name, group in groups:
+        def mean(form, *keys):
+            found = [m for m in group if keys[0] in m]
+            for key in keys:
+                found = [m[key] for m in found]
+            return format(statistics.mean(found), form) if found else ""
+
         accuracy.append([
-            name, cell, gain,
-            mean(group, "mean_tokens", "{:.1f}"), mean(group, "eos_rate", "{:.1%}"),
-            f"{1 - statistics.mean(m['answered'] for m in group):.1%}",
-            mean(group, "careful", "{:.1%}") if group[0]["task"] == "word_problems" else ""])
-        kl = ""
-        if "kl" in group[0]:
-            error = math.hypot(*(m["kl_error"] for m in group)) / len(group)
-            kl = f"{statistics.mean(m['kl'] for m in group):.2f} ± {error:.2f}"
-        at_ks = [f"{statistics.mean(m[key][k] for m in group):.1%}"
-                 for k in group[0].get("pass_at", {}) for key in ["maj_at", "pass_at"]]
-        samples.append([name, *at_ks, kl])
-        costs = [m["cost"] for m in group]
-        cost.append([name, *(mean(costs, key, "{:,.0f}")
-                             for key in ["questions", "samples", "tokens", "seconds",
-                                         "peak_memory_mb"])])
-    ks = [f"{name}@{k}" for k in groups[0][1][0].get("pass_at", {}) for name in ["maj", "pass"]]
-    split = groups[0][1][0]["split"]
-    parts = [runs.table(["run", f"{split} accuracy [95%]", f"minus {first_name}", "tokens", "ended",
-                         "no answer", "careful"], accuracy)]
-    if ks:
-        parts.append(runs.table(["samples at T = 1", *ks, "KL to warm-up, nats"], samples))
+            name, accuracy_cell(group), "" if group is first else difference_cell(first, group),
+            mean(".1f", "mean_tokens"), mean(".1%", "eos_rate"), mean(".1%", "no_answer"),
+            mean(".1%", "careful") if group[0]["task"] == "word_problems" else ""])
+        error = math.hypot(*(m.get("kl_error", 0) for m in group)) / len(group)
+        samples.append([name, *(mean(".1%", f"{key}_at", k) for key, k in at),
+                        f"{mean('.2f', 'kl')} ± {error:.2f}" if "kl" in group[0] else ""])
+        cost.append([name, *(mean(",.0f", "cost", key) if group[0]["cost"] else "" for key in [
+            "questions", "samples", "tokens", "seconds", "peak_memory_mb"])])
+    parts = [(["run", f"{first[0]['split']} accuracy [95%]", f"minus {first_name}", "tokens",
+               "ended", "no answer", "careful"], accuracy)]
+    if at:
+        parts.append((["samples at T = 1", *(f"{key}@{k}" for key, k in at),
+                       "KL to warm-up, nats"], samples))
     if any(any(row[1:]) for row in cost):
-        parts.append(runs.table(["cost, the warm-up's apart", "questions", "sampled",
-                                 "tokens trained", "seconds", "MB"], cost))
-    return "\n\n".join(parts)
+        parts.append((["cost, without the warm-up's", "questions", "sampled", "tokens trained",
+                       "seconds", "MB"], cost))
+    return "\n\n".join(runs.table(header, rows) for header, rows in parts)
 
 
 def compare(args):
@@ -373,7 +377,7 @@ def rescore(file):
 
 FRONTIER = [  # name, script, minutes a run, the flag that is varied, its values, other flags
     ("reft", "reft_ppo.py", 3.0, "kl_coef", [0.0, 0.02, 0.05, 0.2, 0.5], {"eval_every": 10}),
-    ("dpo", "dpo.py", 1.0, "beta", [0.1, 0.3, 1.0, 3.0], {}),
+    ("dpo", "dpo.py", 1.6, "beta", [0.1, 0.3, 1.0, 3.0], {}),
 ]
 
 

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 def panels(titles, width=3.7, height=3.2):
     figure, axes = plt.subplots(1, len(titles), figsize=(width * len(titles), height),
-                                layout="constrained", squeeze=False)
+                                layout="constrained", squeeze=False, sharex=True)
     for ax, title in zip(axes[0], titles):
         ax.set_title(title)
         ax.grid(alpha=0.3)
@@ -59,6 +59,7 @@ def draw_curves(groups, path):
     for ax in axes:
         ax.set_xlabel("tokens trained on, millions")
         ax.set_ylim(bottom=0)
+    axes[2].set_ylim(top=1)
     axes[0].legend(fontsize=8)
     save(figure, path)
 
@@ -105,14 +106,17 @@ def draw_frontier(series, path):
     """
     figure, [ax] = panels(["reward and KL on dev, at every evaluation"], width=7, height=4.6)
     maps = {"reft": "Blues", "dpo": "Oranges"}
-    for name, by_price in series.items():
+    for name, by_price in sorted(series.items(), reverse=True):
         for i, (price, points) in enumerate(sorted(by_price.items())):
             shade = 0.35 + 0.6 * i / max(1, len(by_price) - 1)
             color = plt.get_cmap(maps.get(name, "Greens"))(shade)
             x, y, ex, ey = zip(*((m["dev_kl"], m["dev_reward"], m["dev_kl_error"],
-                                  m["dev_reward_error"]) for m in points))
-            ax.errorbar(x, y, ey, ex, fmt="os^D"[list(series).index(name) % 4], ms=4, lw=0.5,
+                                  m["dev_reward_error"]) for m in points if m["step"]))
+            ax.errorbar(x, y, ey, ex, fmt="s" if name == "dpo" else "o", ms=4, lw=0.5,
                         color=color, label=f"{name}, {price:g}")
+    warmups = {m["dev_reward"] for by_price in series.values() for points in by_price.values()
+               for m in points if not m["step"]}
+    ax.plot([0] * len(warmups), list(warmups), "k*", ms=9, label="warm-up")
     ax.set(xlabel="KL to the warm-up, nats a response", ylabel="reward of samples at T = 1")
     ax.legend(fontsize=8, title="algorithm, beta", ncols=2)
     save(figure, path)

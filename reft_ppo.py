@@ -395,11 +395,11 @@ def summarize(args, before, after, result, history, n_test):
           f"{result['seconds'] / 60:.1f} minutes and {result['peak_memory_mb']:,} MB.")
     for sentence in diagnose(history, result["warmup_dev_accuracy"]):
         print(f"warning: {sentence}")
-    sft = Path(args.out).parent / "sft"
-    baseline = " ".join(["python sft.py", *runs.shared_flags(args), f"--out={sft}"])
+    beside = Path(args.out).parent
     print(f"saved: model, metrics.jsonl, result.json and curves.png in {args.out}\n"
-          f"next:  {baseline}   # the baseline\n"
-          f"       python eval.py {args.warmup} {sft} {args.out}")
+          f"next:  {runs.command('sft.py', args, 'sft')}   # the baseline\n"
+          f"       {runs.command('dpo.py', args, 'dpo')}   # pairs in place of a reward\n"
+          f"       python eval.py {args.warmup} {beside / 'sft'} {beside / 'dpo'} {args.out}")
 
 
 if __name__ == "__main__":

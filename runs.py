@@ -85,6 +85,13 @@ def shared_flags(args) -> list[str]:
             for name, value in shared_defaults().items() if getattr(args, name) != value]
 
 
+def command(script: str, args, name: str) -> str:
+    """The command that runs `script` on the same task, model and seed, into the folder `name`
+    beside --out."""
+    out = Path(args.out).parent / name
+    return " ".join(["python", script, *shared_flags(args), f"--out={out}"])
+
+
 def pick_device(name: str) -> str:
     """The best device there is for "auto"; stops where the one asked for is missing."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),

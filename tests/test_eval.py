@@ -25,7 +25,7 @@ def test_evaluate_counts_by_hand(monkeypatch):
     problems = {"question": ["q"] * 5, "answer": ["3"] * 5}
     measured = evaluate(torch.nn.Linear(1, 1), tokenizer, problems)
     assert measured["accuracy"] == 2 / 5 and measured["eos_rate"] == 4 / 5
-    assert measured["answered"] == 3 / 5 and measured["careful"] == 1 / 5
+    assert measured["no_answer"] == 2 / 5 and measured["careful"] == 1 / 5
     assert measured["mean_tokens"] == pytest.approx(sum(len(t) + 1 for t in texts) / 5 - 1 / 5)
 
 
@@ -254,7 +254,7 @@ def test_main_averages_runs_that_differ_in_seed_alone(tmp_path, capsys, monkeypa
     def measure(*_):
         right = next(scripted)
         return {"accuracy": right / 10, "correct": [1] * right + [0] * (10 - right),
-                "mean_tokens": 1.0, "eos_rate": 1.0, "answered": 0.75, "careful": 0.0}
+                "mean_tokens": 1.0, "eos_rate": 1.0, "no_answer": 0.25, "careful": 0.0}
     monkeypatch.setattr(evaluation, "measure", measure)
     steps = [{"step": i, "questions": 16, "samples": 8, "accuracy": 0.3, "reward": 0.3,
               "response_tokens": 20.0, "careful": 0.1} for i in [1, 2]]
@@ -308,10 +308,10 @@ def test_frontier_goes_on_where_it_was_interrupted(tmp_path, capsys, monkeypatch
         main(arguments)
     assert stopped.value.code == 130
     printed = capsys.readouterr().out
-    assert "9 of them still to make: about 19 minutes" in printed and "goes on from here" in printed
+    assert "9 of them still to make: about 21 minutes" in printed and "goes on from here" in printed
     interrupt = None
     main(arguments)
-    assert "7 of them still to make: about 13 minutes" in capsys.readouterr().out
+    assert "7 of them still to make: about 15 minutes" in capsys.readouterr().out
     assert len(made) == 3 + 7 and made[2] == made[3] and len(set(made)) == 9
     assert all("--limit=8" in command and "--eval-samples=4" in command for command in made)
     assert (tmp_path / "frontier/frontier.png").stat().st_size > 10_000
