@@ -10,7 +10,8 @@ DPO", Mitchell 2023), the SFT term (2404.19733).
 Differs from the paper:
 - the pairs are the warm-up model's own samples, right against wrong by the rule that rewards ReFT
 - the best evaluation on dev chooses the model; test is measured once, after that
-- AdamW in place of RMSprop; learning rate and batch suit the tiny embedded model
+- AdamW in place of RMSprop; the learning rate rises over a tenth of the steps and falls to 0
+- beta is 1, not 0.1: a rule's labels never contradict each other, so only beta holds margins back
 """
 
 import copy
@@ -67,7 +68,7 @@ def preferred_ft_loss(policy_chosen_logps):
 
 def unlikelihood_loss(policy_chosen_logps, policy_rejected_logps, alpha):
     """-log pi(y_w|x) + alpha log pi(y_l|x); (batch,). Nothing bounds the second term from below,
-    which is why the paper leaves this baseline out where responses are long (appendix C.3)."""
+    and the paper found its outputs meaningless on all tasks but its simplest (appendix C)."""
     return -policy_chosen_logps + alpha * policy_rejected_logps
 
 
@@ -104,13 +105,15 @@ def make_pairs(responses, n, most):
         and the responses. Responses that were cut off are left out: a pair's two sides both end.
     """
     pairs, counts = [], {"questions": len(responses) // n, "paired": 0, "all_right": 0,
-                         "all_wrong": 0, "responses": len(responses), "cut_off": 0}
+                         "all_wrong": 0, "all_cut_off": 0, "responses": len(responses),
+                         "cut_off": 0}
     for first in range(0, len(responses), n):
         ended = [r for r in responses[first:first + n] if r["ended"]]
         counts["cut_off"] += n - len(ended)
         right = list(dict.fromkeys(r["response"] for r in ended if r["score"] == 1))
         wrong = list(dict.fromkeys(r["response"] for r in ended if r["score"] < 1))
-        counts["paired" if right and wrong else "all_right" if right else "all_wrong"] += 1
+        counts["paired" if right and wrong else "all_right" if right else
+               "all_wrong" if wrong else "all_cut_off"] += 1
         both = [(chosen, rejected) for chosen in right for rejected in wrong]
         pairs += [{"prompt": responses[first]["prompt"], "chosen": chosen, "rejected": rejected}
                   for chosen, rejected in random.sample(both, min(most, len(both)))]
@@ -132,28 +135,25 @@ def load_pairs(source):
                   "chosen and rejected in each line, or a data set on the hub")
     pairs = []
     for number, row in enumerate(rows, 1):
-        texts = [row.get(name) for name in ("prompt", "chosen", "rejected") if name in row]
-        if "chosen" not in row or "rejected" not in row or not all(
-                isinstance(text, str) for text in texts):
+        pair = {name: row[name] for name in ("prompt", "chosen", "rejected") if name in row}
+        if not {"chosen", "rejected"} <= pair.keys() or not all(
+                isinstance(text, str) for text in pair.values()):
             runs.stop(f"row {number} of {source}: needs prompt, chosen and rejected, each a text; "
                       f"its columns are {', '.join(row)}")
-        pair = dict(zip(("prompt", "chosen", "rejected"), texts)) if "prompt" in row else \
-            split_conversation(row["chosen"], row["rejected"])
-        if pair is None:
-            runs.stop(f"row {number} of {source}: has no prompt, and its two conversations do not "
-                      "begin alike with turns of Human: and Assistant:")
+        if "prompt" not in pair:
+            pair = split_conversation(**pair)
+        if not pair["prompt"]:
+            runs.stop(f"row {number} of {source}: has no prompt, and its two sides do not begin "
+                      "alike, as conversations of Human: and Assistant: would")
         pairs.append(pair)
     return pairs
 
 
 def split_conversation(chosen, rejected):
     """Two whole conversations, as in Anthropic/hh-rlhf, as {prompt, chosen, rejected}: the prompt
-    is what both share, up to and with the last "Assistant:". None where they share no such turn."""
-    turn = "\n\nAssistant:"
-    at = os.path.commonprefix([chosen, rejected]).rfind(turn)
-    if at < 0:
-        return None
-    seam = at + len(turn)
+    is what both share, up to and with the last "Assistant:"; "" where they share no such turn."""
+    shared, turn, _ = os.path.commonprefix([chosen, rejected]).rpartition("\n\nAssistant:")
+    seam = len(shared + turn)
     return {"prompt": chosen[:seam], "chosen": chosen[seam:], "rejected": rejected[seam:]}
 
 
@@ -171,20 +171,19 @@ def encode(tokenizer, pairs, max_length):
             and len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])) <= max_length]
 
 
-def hold_out(pairs):
+def hold_out(pairs, most=500):
     """The pairs in three: to train on, and those of a twentieth of the prompts each as dev and
-    test."""
-    prompts = sorted({tuple(p["prompt"]) for p in pairs})
+    test, at most so many. The same ones whatever the seed, so that no run learns from pairs that
+    another one is tested on."""
+    prompts = sorted({pair["prompt"] for pair in pairs})
     if len(prompts) < 3:
         runs.stop("--task none: the pairs have fewer than three prompts, too few to hold any out")
-    random.shuffle(prompts)
+    random.Random(0).shuffle(prompts)
     share = max(1, len(prompts) // 20)
     dev, test = set(prompts[:share]), set(prompts[share:2 * share])
-    parts = {"train": [], "dev": [], "test": []}
-    for pair in pairs:
-        prompt = tuple(pair["prompt"])
-        parts["dev" if prompt in dev else "test" if prompt in test else "train"].append(pair)
-    return parts["train"], parts["dev"], parts["test"]
+    return ([pair for pair in pairs if pair["prompt"] not in dev | test],
+            [pair for pair in pairs if pair["prompt"] in dev][:most],
+            [pair for pair in pairs if pair["prompt"] in test][:most])
 
 
 # --- The algorithm ---
@@ -261,7 +260,7 @@ def main(argv=None):
     if on_pairs_alone and (args.pairs is None or args.eval_samples):
         runs.stop("--task none has no questions to sample responses to; name a file with --pairs, "
                   "and leave --eval-samples out")
-    texts = load_pairs(args.pairs) if args.pairs else None
+    texts = load_pairs(args.pairs)[:args.limit] if args.pairs else None
 
     # Warm-up: the same as ReFT's
     args.warmup = args.warmup or args.model if on_pairs_alone else warm_up(args)
@@ -272,7 +271,6 @@ def main(argv=None):
     if not on_pairs_alone:
         train, dev, test = (load_problems(args.task, split, args.limit)
                             for split in ["train", "dev", "test"])
-    runs.open_run(args.out, vars(args), effective_batch=args.batch_size)
 
     # Pairs: the warm-up's samples, labelled by the rule; or those of a file
     began, metrics = time.time(), {"step": 0, "tokens": 0}
@@ -280,27 +278,31 @@ def main(argv=None):
         responses = respond(policy, tokenizer, train, args.cot, args.max_new_tokens, args.samples,
                             temperature=1.0, seed=args.seed)
         texts, counts = make_pairs(responses, args.samples, args.pairs_per_question)
-        runs.write_lines(args.out, "pairs.jsonl", texts)
         metrics |= {"questions": len(train), "samples": len(responses)}
         print("pairs: {pairs:,} from {paired:,} of {questions:,} questions ({all_right:,} had only "
               "right responses, {all_wrong:,} only wrong ones, and {cut_off:,} of {responses:,} "
               "responses were cut off)".format(**counts))
     else:
         counts = {"pairs": len(texts)}
-    pairs = encode(tokenizer, texts, args.max_length)
-    if len(pairs) < len(texts):
-        print(f"pairs: {len(texts) - len(pairs):,} of {len(texts):,} are longer than --max-length "
-              f"{args.max_length}, or the same on both sides, and are left out")
-    if not pairs:
-        runs.stop("there is no pair to learn from: no question had a right response and a wrong "
-                  "one, or --max-length is too small. Try more --samples or --warmup-epochs")
+    parts = hold_out(texts) if on_pairs_alone else [texts]
+    encoded = [encode(tokenizer, part, args.max_length) for part in parts]
+    left_out = sum(map(len, parts)) - sum(map(len, encoded))
+    if left_out:
+        print(f"pairs: {left_out:,} are longer than --max-length {args.max_length}, or the same on "
+              "both sides, and are left out")
+    if not all(encoded):
+        runs.stop("there is no pair to learn from, or none to hold out. " + (
+            "Try a larger --max-length, or more pairs" if args.pairs else
+            "No question had a right response and a wrong one: try more --warmup-epochs"))
+    runs.open_run(args.out, vars(args), effective_batch=args.batch_size)
+    if args.pairs is None:
+        runs.write_lines(args.out, "pairs.jsonl", texts)
 
     # log pi_ref of every response, once: the reference never changes
+    pairs, *held_out = (with_reference_logps(policy, part, args.micro_batch_size)
+                        for part in encoded)
     if on_pairs_alone:
-        pairs, dev, test = (with_reference_logps(policy, part, args.micro_batch_size)
-                            for part in hold_out(pairs))
-    else:
-        pairs = with_reference_logps(policy, pairs, args.micro_batch_size)
+        dev, test = held_out
     metrics["seconds"] = time.time() - began
 
     def measure(model, held_out):

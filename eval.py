@@ -82,10 +82,13 @@ def response_kl(model, reference, tokenizer, responses, batch_size=64):
 
     prompts = tokenizer([r["prompt"] for r in responses])["input_ids"]
     examples = [(prompt, r["ids"]) for prompt, r in zip(prompts, responses)]
-    order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
+    order = sorted(range(len(examples)), key=lambda i: -len(examples[i][1]))  # longest first
     kl = torch.zeros(len(examples))
-    most = max(1, 2**26 // (model.config.vocab_size * max(len(r) for _, r in examples)))
-    for rows in torch.tensor(order).split(min(batch_size, most)):  # a tensor of at most 256 MB
+    vocab, numbers = model.get_output_embeddings().out_features, 2**26  # 256 MB a tensor
+    while order:
+        longest = len(examples[order[0]][1])
+        size = max(1, min(batch_size, numbers // (vocab * longest)))
+        rows, order = order[:size], order[size:]
         ids, attention_mask, mask, n_response = pad([examples[i] for i in rows], model.device)
         p, q = (next_token(lm, ids, attention_mask, n_response) for lm in (model, reference))
         of_tokens = (p.exp() * (p - q)).sum(-1)
@@ -198,21 +201,23 @@ def accuracy_table(measured, count, careful):
 
 
 def by_seed(folders):
-    """[(name, folders)]: together where the name is the same and all flags but the seed's are."""
+    """[(name, folders)]: together where the name is the same and all flags but the seed's are. A
+    model that a run starts from may lie in a folder of each seed's own, of the same name."""
     groups = {}
     for folder in folders:
-        rest = {name: x for name, x in (flags_of(folder) or {"": folder}).items()
-                if name not in ("seed", "out", "warmup")}
-        # A run that starts from another run's model: the same model but for the seed
-        rest["model"] = Path(str(rest.get("model"))).name
+        rest = flags_of(folder) or {"model": folder}
+        rest |= {name: Path(rest[name] or "").name for name in ["model", "warmup"] if name in rest}
+        rest = {name: x for name, x in rest.items() if name not in ("seed", "out")}
         groups.setdefault((Path(folder).name, str(rest)), []).append(folder)
-    return [(name, group) for (name, _), group in groups.items()]
+    names = Counter(name for name, _ in groups)
+    return [(name if names[name] == 1 else group[0], group) for (name, _), group in groups.items()]
 
 
 def warmup_of(folder):
-    """The model that KL is measured from: what the run started from, or the `warmup` beside it."""
-    beside = Path(folder).parent / "warmup"
-    return flags_of(folder).get("warmup") or (str(beside) if is_run(beside) else None)
+    """The model that KL is measured from: what the run started from, where that is still there, or
+    else the `warmup` beside it; None without either."""
+    own, beside = flags_of(folder).get("warmup"), Path(folder).parent / "warmup"
+    return own if own and Path(own).exists() else str(beside) if is_run(beside) else None
 
 
 def cost_of(folder):
@@ -298,9 +303,8 @@ def tables(measured):
             name, accuracy_cell(group), "" if group is first else difference_cell(first, group),
             mean(".1f", "mean_tokens"), mean(".1%", "eos_rate"), mean(".1%", "no_answer"),
             mean(".1%", "careful") if group[0]["task"] == "word_problems" else ""])
-        error = math.hypot(*(m.get("kl_error", 0) for m in group)) / len(group)
         samples.append([name, *(mean(".1%", f"{key}_at", k) for key, k in at),
-                        f"{mean('.2f', 'kl')} ± {error:.2f}" if "kl" in group[0] else ""])
+                        " ± ".join(filter(None, [mean(".2f", "kl"), mean(".2f", "kl_error")]))])
         cost.append([name, *(mean(",.0f", "cost", key) if group[0]["cost"] else "" for key in [
             "questions", "samples", "tokens", "seconds", "peak_memory_mb"])])
     parts = [(["run", f"{first[0]['split']} accuracy [95%]", f"minus {first_name}", "tokens",
@@ -338,7 +342,7 @@ def compare(args):
                       warmup_of(folder), generations)}
     text = tables(measured)
     notes = ("[]: 95% interval, of one run Wilson's, of seeds and of differences by bootstrap; ±: "
-             "standard deviation of the seeds, of the KL its standard error")
+             "standard deviation of the seeds, of the KL the standard error of one of them")
     print(f"\n{text}\n\n{notes}")
     runs.write_json(args.out, "compare.json", measured)
     (Path(args.out) / "compare.md").write_text(f"{text}\n\n{notes}\n")
@@ -355,10 +359,11 @@ def compare(args):
 def rescore(file):
     """Score saved generations again, and say what changed."""
     try:
-        rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
+        with open(file, encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
         again = [grade(row) for row in rows]
         saved = [row["score"] for row in rows]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         runs.stop(f"--rescore {file}: not generations that eval.py saved ({error!r}); name a file "
                   "in the folder `generations` of a comparison")
     for decoding in dict.fromkeys(row["decoding"] for row in rows):
@@ -412,12 +417,13 @@ def frontier(args, shared):
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on from here")
             raise SystemExit(130)
-    series = {}
-    for folder in sorted(Path(args.out).glob("*/*-*")):
-        if is_run(folder):
-            name, price = folder.name.split("-", 1)
-            points = [m for m in runs.read_metrics(folder) if "dev_kl" in m]
-            series.setdefault(name, {}).setdefault(float(price), []).extend(points)
+    series = {}  # of every seed that was run with these flags
+    for folder, _, flags, _ in jobs:
+        name, price = folder.name.split("-", 1)
+        for other in sorted(Path(args.out).glob(f"*/{folder.name}")):
+            if (flags | {"seed": 0}).items() <= (flags_of(other) | {"seed": 0}).items():
+                series.setdefault(name, {}).setdefault(float(price), []).extend(
+                    m for m in runs.read_metrics(other) if "dev_kl" in m)
     figures.draw_frontier(series, Path(args.out) / "frontier.png")
     print(f"saved: {args.out}/frontier.png")
 

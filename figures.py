@@ -32,9 +32,7 @@ def draw_curves(groups, path):
     they train on; of others length and style are levels, those of the greedy responses on test.
     """
     figure, axes = panels(["accuracy", "tokens in a response", "share of careful solutions"])
-    dashes = iter(["--", ":", "-."] * len(groups))
     for n, (name, folders) in enumerate(groups):
-        dash = next(dashes)
         for folder in folders:
             label = name if folder == folders[0] else None
             metrics, result = runs.read_metrics(folder), runs.read_json(folder, "result.json")
@@ -43,7 +41,7 @@ def draw_curves(groups, path):
                 total += m["tokens"]
                 trained.append(total / 1e6)
             dev = [(x, m["dev_accuracy"]) for x, m in zip(trained, metrics) if "dev_accuracy" in m]
-            if "warmup_dev_accuracy" in result:
+            if metrics[0]["step"] == 1 and "warmup_dev_accuracy" in result:
                 dev.insert(0, (0, result["warmup_dev_accuracy"]))
             axes[0].plot(*zip(*dev), color=f"C{n}", marker="o", ms=2, lw=1, label=label)
             if "reward" in metrics[-1]:
@@ -55,7 +53,7 @@ def draw_curves(groups, path):
         if "reward" not in metrics[-1] and "mean_tokens" in results[0]:
             for ax, key in zip(axes[1:], ["mean_tokens", "careful"]):
                 level = statistics.mean(result[key] for result in results)
-                ax.axhline(level, color=f"C{n}", ls=dash, lw=1.2)
+                ax.axhline(level, color=f"C{n}", ls=["--", ":", "-."][n % 3], lw=1.2)
     for ax in axes:
         ax.set_xlabel("tokens trained on, millions")
         ax.set_ylim(bottom=0)
@@ -80,18 +78,19 @@ def draw_samples(groups, path):
 
 
 def draw_preferences(folder, path):
-    """What a DPO run did to its pairs: log-probabilities, implicit rewards, accuracies."""
-    metrics = [m for m in runs.read_metrics(folder) if "margin" in m]
+    """What a DPO run did to its pairs: log-probabilities (beta times these are the implicit
+    rewards), the rewards' margin, accuracies."""
+    logged = runs.read_metrics(folder)
+    metrics = logged[1:]  # after step 0, the warm-up
     beta = runs.read_json(folder, "config.json")["flags"]["beta"]
     steps = [m["step"] for m in metrics]
-    figure, axes = panels(["log pi - log pi_ref, nats", "implicit rewards", "accuracy"])
+    figure, axes = panels(["log pi - log pi_ref, nats", "margin of the implicit rewards",
+                           "accuracy"])
     for color, side in [("C2", "chosen"), ("C3", "rejected")]:
-        rewards = [m[f"{side}_reward"] for m in metrics]
-        axes[0].plot(steps, [r / beta for r in rewards], color, label=side)
-        axes[1].plot(steps, rewards, color, label=side)
-    axes[1].plot(steps, [m["margin"] for m in metrics], "0.3", ls="--", label="margin")
+        axes[0].plot(steps, [m[f"{side}_reward"] / beta for m in metrics], color, label=side)
+    axes[1].plot(steps, [m["margin"] for m in metrics], "0.3", label=f"beta = {beta:g}")
     axes[2].plot(steps, [m["accuracy"] for m in metrics], "C0", lw=1, label="of the pairs")
-    dev = [(m["step"], m["dev_accuracy"]) for m in metrics if "dev_accuracy" in m]
+    dev = [(m["step"], m["dev_accuracy"]) for m in logged if "dev_accuracy" in m]
     axes[2].plot(*zip(*dev), "C1o-", ms=3, label="on dev")
     for ax in axes:
         ax.set_xlabel("step")

@@ -122,6 +122,9 @@ def open_run(out: str, flags: dict, effective_batch: int | None = None):
     """
     import datasets
     import transformers
+    for name in ["model", "warmup"]:
+        if flags.get(name) and Path(flags[name]).resolve() == Path(out).resolve():
+            stop(f"--out {out}: --{name} is there, and would be overwritten; choose another folder")
     make_folder(out)
     try:
         for name in ["metrics.jsonl", "result.json"]:
@@ -173,7 +176,7 @@ def write_lines(out: str, name: str, rows: list[dict]):
     """A JSON object a line, written beside and renamed into place."""
     path = Path(out) / name
     beside = path.with_suffix(".tmp")
-    with open(beside, "w") as file:
+    with open(beside, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     os.replace(beside, path)
 

@@ -165,16 +165,19 @@ def response(text, score, ended=True):
 
 
 def test_make_pairs_by_hand():
-    """Four questions of four responses: mixed, all right, all wrong, and one whose only wrong
-    response was cut off."""
-    mixed = [response("a", 1.0), response("b", 0.1), response("a", 1.0), response("c", 0.0)]
+    """Five questions of four responses: all right, mixed, all wrong, one whose only wrong response
+    was cut off, and one of which all were."""
     right = [response(x, 1.0) for x in "aabb"]
+    mixed = [response("a", 1.0), response("b", 0.1), response("a", 1.0), response("c", 0.0)]
+    mixed = [r | {"prompt": "mixed"} for r in mixed]
     wrong = [response(x, 0.1) for x in "aabb"]
     cut = [response("a", 1.0)] * 3 + [response("b", 0.0, ended=False)]
-    pairs, counts = make_pairs(mixed + right + wrong + cut, 4, 8)
-    assert sorted((p["chosen"], p["rejected"]) for p in pairs) == [("a", "b"), ("a", "c")]
-    assert counts == {"questions": 4, "responses": 16, "cut_off": 1, "paired": 1, "all_right": 2,
-                      "all_wrong": 1, "pairs": 2}
+    none = [response("a", 1.0, ended=False)] * 2 + [response("b", 0.1, ended=False)] * 2
+    pairs, counts = make_pairs(right + mixed + wrong + cut + none, 4, 8)
+    assert sorted((p["prompt"], p["chosen"], p["rejected"]) for p in pairs) == [
+        ("mixed", "a", "b"), ("mixed", "a", "c")]
+    assert counts == {"questions": 5, "responses": 20, "cut_off": 5, "paired": 1, "all_right": 2,
+                      "all_wrong": 1, "all_cut_off": 1, "pairs": 2}
 
 
 def test_make_pairs_takes_no_more_than_most_and_no_pair_twice():
@@ -196,6 +199,12 @@ def test_encode_meets_at_the_seam_and_ends_in_one_eos():
     assert pair["prompt"] == tokenizer("Q?\n")["input_ids"]
 
 
+def test_encode_begins_a_prompt_and_no_response_with_bos():
+    [pair] = encode(byte_tokenizer(bos=True), [{"prompt": "Q", "chosen": "a", "rejected": "b"}], 9)
+    assert pair["prompt"][0] == 258 and len(pair["prompt"]) == 2
+    assert 258 not in pair["chosen"] + pair["rejected"] and len(pair["chosen"]) == 2
+
+
 def test_encode_leaves_out_long_pairs_and_equal_sides():
     pairs = [{"prompt": "12345", "chosen": "1234", "rejected": "12"},  # 5 + 4 + EOS = 10 tokens
              {"prompt": "12345", "chosen": "12", "rejected": "12345"},
@@ -215,7 +224,7 @@ def test_split_conversation():
     assert split_conversation(one, two) == {
         "prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " A\n\nHuman: B\n\nAssistant: C",
         "rejected": " D"}
-    assert split_conversation("yes", "no") is None
+    assert split_conversation("yes", "no")["prompt"] == ""
 
 
 def test_load_pairs_reads_both_formats(tmp_path):
@@ -236,6 +245,7 @@ def test_load_pairs_reads_both_formats(tmp_path):
     ('{"prompt": "Q", "chosen": "a"}', "row 1"), ('{"prompt": "Q", "chosen": 1, "rejected": 2}',
                                                   "row 1"),
     ('{"chosen": "yes", "rejected": "no"}', "do not begin alike"), ("{", "cannot be read"),
+    ('{"prompt": "", "chosen": "yes", "rejected": "no"}', "has no prompt"),
     ("", "cannot be read"), (None, "cannot be read")])
 def test_load_pairs_bad_input_is_one_sentence(tmp_path, text, words, capsys):
     file = tmp_path / "pairs.jsonl"
@@ -248,11 +258,14 @@ def test_load_pairs_bad_input_is_one_sentence(tmp_path, text, words, capsys):
 
 
 def test_hold_out_keeps_a_prompts_pairs_together():
-    pairs = [{"prompt": [i // 3], "chosen": [i], "rejected": [0]} for i in range(120)]
+    pairs = [{"prompt": f"{i // 3}", "chosen": f"{i}", "rejected": ""} for i in range(120)]
+    torch.manual_seed(1)
     parts = hold_out(pairs)
     assert [len(part) for part in parts] == [108, 6, 6]  # of 40 prompts, 2 each
-    prompts = [{p["prompt"][0] for p in part} for part in parts]
+    prompts = [{p["prompt"] for p in part} for part in parts]
     assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
+    assert parts == hold_out(pairs)  # whatever the seed
+    assert [len(part) for part in hold_out(pairs, most=4)] == [108, 4, 4]
 
 
 def test_preference_accuracy_counts_ties_half():
@@ -362,6 +375,51 @@ def test_main_micro_batches_give_the_batchs_gradient(tmp_path):
         assert a == pytest.approx({name: b[name] for name in a}, rel=1e-3, abs=1e-5)
 
 
+def test_main_steps_by_one_batchs_gradient_on_its_schedule(tmp_path):
+    """At a learning rate of next to nothing, each step has the same gradient, and not the sum of
+    all before it. Ten steps: one to rise, then down by a tenth each."""
+    metrics = run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", write_pairs(tmp_path, 8),
+                  "--epochs=10", "--batch-size=8", "--lr=1e-12")[1:]
+    norms = [m["grad_norm"] for m in metrics]
+    assert norms == pytest.approx([norms[0]] * 10, rel=1e-3) and norms[0] > 0
+    assert [m["lr"] for m in metrics] == pytest.approx([1e-13 * n for n in range(10, 0, -1)])
+
+
+def test_main_hands_its_flags_to_the_loss(tmp_path):
+    """One pair, four steps: rewards are beta times what the log-probabilities have moved since the
+    first step, and the loss is that of their difference, a tenth of it with the sides swapped."""
+    metrics = run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", write_pairs(tmp_path, 1),
+                  "--epochs=4", "--beta=0.3", "--label-smoothing=0.1", "--lr=1e-3")[1:]
+    for m in metrics:
+        r_w = 0.3 * (m["chosen_logp"] - metrics[0]["chosen_logp"])
+        r_l = 0.3 * (m["rejected_logp"] - metrics[0]["rejected_logp"])
+        assert (m["chosen_reward"], m["rejected_reward"], m["margin"]) == pytest.approx(
+            (r_w, r_l, r_w - r_l), abs=1e-3)
+        loss = math.log1p(math.exp(r_l - r_w)) + 0.1 * (r_w - r_l)
+        assert m["loss"] == pytest.approx(loss, abs=1e-3)
+    assert metrics[-1]["margin"] > 0.5
+
+
+def test_main_shuffles_the_pairs_anew_each_epoch(tmp_path):
+    """Twenty pairs of many lengths, one a step: two orders of them are all but never the same."""
+    metrics = run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", write_pairs(tmp_path),
+                  "--batch-size=1", "--lr=1e-12")[1:]
+    orders = [[m["chosen_logp"] for m in metrics[at:at + 20]] for at in [0, 20]]
+    assert sorted(orders[0]) == pytest.approx(sorted(orders[1]), rel=1e-4)
+    assert orders[0] != pytest.approx(orders[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("flag", ["--model", "--warmup"])
+def test_main_does_not_write_over_what_it_starts_from(tmp_path, flag, capsys):
+    pairs, out = write_pairs(tmp_path), tmp_path / "dpo"
+    save_tiny(out)
+    kept = sorted(path.name for path in out.iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, f"{flag}={out}", "--task=none", pairs)
+    assert stopped.value.code == 2 and "would be overwritten" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == kept
+
+
 @pytest.mark.parametrize("scripted, best", [([0.1, 0.5, 0.3, 0.2], 1), ([0.5, 0.1, 0.3, 0.2], 0)])
 def test_main_keeps_its_best_step(tmp_path, monkeypatch, capsys, scripted, best):
     """Dev accuracy is scripted, warm-up first: the best weights are tested and saved."""
@@ -384,7 +442,7 @@ def test_main_keeps_its_best_step(tmp_path, monkeypatch, capsys, scripted, best)
 def test_main_on_pairs_alone(tmp_path, capsys):
     """Without a task: dev and test are pairs held out, and the accuracy is of implicit rewards."""
     metrics = run(tmp_path, f"--model={save_tiny(tmp_path / 'base')}", "--task=none",
-                  write_pairs(tmp_path, 40), "--lr=1e-2", "--epochs=8")
+                  write_pairs(tmp_path, 50), "--limit=40", "--lr=1e-2", "--epochs=8")
     assert metrics[0]["dev_accuracy"] == 0.5 and metrics[-1]["dev_accuracy"] == 1.0
     result = json.loads((tmp_path / "dpo/result.json").read_text())
     assert result["warmup_test_accuracy"] == 0.5 and result["test_accuracy"] == 1.0
@@ -402,6 +460,7 @@ def test_main_bad_input_is_one_sentence(tmp_path, flags, words, capsys):
         run(tmp_path, *flags)
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and words in error and "Traceback" not in error
+    assert not (tmp_path / "dpo").exists()  # and no run that was there is lost
 
 
 def test_diagnose_names_a_fall_and_a_run_that_never_rose():

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from eval import (at_k, bootstrap, by_seed, evaluate, grade, main, maj_at_k, maj
                   mean_and_error, pass_at_k, percent, respond, response_kl, reward_and_kl)
 from generate import load_model
 from runs import log_step, write_json, write_lines
+from verifier import load_problems
 from tests.tiny import byte_tokenizer, completions, save_answers, save_tiny, tiny_lm
 
 
@@ -164,6 +166,11 @@ def test_reward_and_kl_of_samples(tmp_path):
     problems = {"question": ["a", "b", "c", "d"] * 50, "answer": ["7"] * 200}
     point = reward_and_kl(lm, lm, tokenizer, problems, "nl", 4, n=4)
     assert point["dev_kl"] == 0 and point["dev_kl_error"] == 0
+    other = tiny_lm(vocab_size=16, seed=9, scale=0.3)
+    moved = reward_and_kl(lm, other, tokenizer, problems, "nl", 4, n=4)
+    sampled = respond(lm, tokenizer, problems, "nl", 4, n=4, temperature=1.0, seed=0)
+    expected = response_kl(lm, other, tokenizer, sampled).mean().item()
+    assert moved["dev_kl"] == pytest.approx(expected, rel=1e-4) and expected > 0.1
     responses = respond(lm, tokenizer, problems, "nl", 4, n=4, temperature=1.0, seed=0)
     assert point["dev_reward"] == pytest.approx(sum(r["score"] for r in responses) / 800)
     assert 0.1 < point["dev_reward"] < 0.2 and 0 < point["dev_reward_error"] < 0.03
@@ -243,7 +250,14 @@ def test_main_measures_the_kl_to_the_warmup(tmp_path, capsys):
     main([*folders, "--samples=2", "--device=cpu", f"--out={tmp_path / 'compare'}"])
     measured = json.loads((tmp_path / "compare/compare.json").read_text())
     warmup, sft, reft = (measured[folder]["kl"] for folder in folders)
-    assert (warmup, reft) == (0, 0) and sft > 0
+    assert (warmup, reft) == (0, 0)
+    # of the model to the warm-up and not the other way, on the model's own samples
+    (model, tokenizer), (reference, _) = (load_model(f, "cpu") for f in [folders[1], folders[0]])
+    sampled = respond(model, tokenizer, load_problems("word_problems", "test", 3), "nl", 4, 2, 1.0,
+                      seed=0)
+    expected = response_kl(model, reference, tokenizer, sampled).mean().item()
+    other_way = response_kl(reference, model, tokenizer, sampled).mean().item()
+    assert sft == pytest.approx(expected, rel=1e-4) and sft != pytest.approx(other_way, rel=1e-3)
     assert "KL to warm-up" in capsys.readouterr().out
 
 
@@ -258,7 +272,7 @@ def test_main_averages_runs_that_differ_in_seed_alone(tmp_path, capsys, monkeypa
     monkeypatch.setattr(evaluation, "measure", measure)
     steps = [{"step": i, "questions": 16, "samples": 8, "accuracy": 0.3, "reward": 0.3,
               "response_tokens": 20.0, "careful": 0.1} for i in [1, 2]]
-    folders = [make_run(tmp_path / "0/reft", steps, seed=0),
+    folders = [make_run(tmp_path / "0/reft", steps, seed=0, warmup=str(tmp_path / "0/warmup")),
                make_run(tmp_path / "1/reft", steps, seed=1, warmup=str(tmp_path / "1/warmup")),
                make_run(tmp_path / "program/reft", steps, seed=0, cot="program"),
                make_run(tmp_path / "0/sft", [{"step": 1, "questions": 16}], seed=0)]
@@ -266,8 +280,14 @@ def test_main_averages_runs_that_differ_in_seed_alone(tmp_path, capsys, monkeypa
     printed = capsys.readouterr().out
     accuracy, cost = printed.strip().split("\n\n")[:2]
     reft, program, sft = accuracy.splitlines()[2:]
-    assert reft.startswith("| reft, 2 seeds") and "60.0% [" in reft and "] ± 14.1" in reft
-    assert "90.0% [59.6, 98.2]" in program and "+30.0 [" in program and "-50.0 [" in sft
+    assert reft.startswith(f"| {folders[0]}, 2 seeds") and "] ± 14.1" in reft
+    assert "90.0% [59.6, 98.2]" in program
+    for row, gain in [(program, 30), (sft, -50)]:
+        cell = re.search(r"([+-]\d+\.\d) \[(-?\d+\.\d), (-?\d+\.\d)\]", row)
+        difference, low, high = map(float, cell.groups())
+        assert difference == gain and low <= gain <= high
+    low, high = map(float, re.search(r"60.0% \[(.*), (.*)\] ±", reft).groups())
+    assert 20 <= low < 60 < high <= 100
     assert "25.0%" in reft  # no answer
     # two steps of 16 questions, 8 samples, 100 tokens and 2 seconds; SFT: one step, no samples
     assert [c.strip() for c in cost.splitlines()[2].split("|")[2:-1]] == [
@@ -284,6 +304,9 @@ def test_by_seed_follows_runs_that_start_from_each_seeds_own_model(tmp_path):
     folders = [make_run(tmp_path / f"{seed}/more", seed=seed, model=f"{tmp_path}/{seed}/warmup")
                for seed in [0, 1]]
     assert by_seed(folders) == [("more", folders)]
+    # from another kind of model: a row of its own, and a name that tells the two apart
+    third = make_run(tmp_path / "2/more", seed=2, model=f"{tmp_path}/2/sft")
+    assert by_seed([*folders, third]) == [(folders[0], folders), (third, [third])]
 
 
 def test_frontier_goes_on_where_it_was_interrupted(tmp_path, capsys, monkeypatch):

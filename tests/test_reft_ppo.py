@@ -368,14 +368,19 @@ def test_main_names_the_baseline_of_the_same_task(tmp_path, capsys):
         f"--out={tmp_path / 'sft'}"}
 
 
-def test_main_measures_the_frontiers_reward_and_kl(tmp_path):
-    """At a learning rate of next to nothing the policy is still its reference: KL 0."""
+def test_main_measures_the_frontiers_reward_and_kl(tmp_path, monkeypatch):
+    """At a learning rate of next to nothing the policy is still its reference, KL 0; else not."""
     reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base')}", "--limit=4", "--steps=1",
                    "--batch-size=4", "--max-new-tokens=4", "--eval-samples=2", "--lr=1e-12",
                    "--device=cpu", f"--out={tmp_path / 'reft'}"])
     metrics = json.loads((tmp_path / "reft/metrics.jsonl").read_text())
     assert metrics["dev_kl"] == pytest.approx(0, abs=1e-6) and metrics["dev_reward"] == 0
     assert metrics["questions"] == metrics["samples"] == 4
+    monkeypatch.setattr(reft_ppo, "reward", lambda text, *rest: float(len(text) % 2))
+    reft_ppo.main([f"--warmup={tmp_path / 'base'}", "--limit=8", "--steps=1", "--eval-samples=2",
+                   "--batch-size=8", "--max-new-tokens=12", "--lr=1e-2", "--device=cpu",
+                   f"--out={tmp_path / 'moved'}"])
+    assert json.loads((tmp_path / "moved/metrics.jsonl").read_text())["dev_kl"] > 1e-3
 
 
 def test_main_first_update_has_ratio_one_and_gae_gets_its_flags(tmp_path, monkeypatch):

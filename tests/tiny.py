@@ -1,7 +1,7 @@
 """Tiny random models for the tests: nothing is downloaded, nothing takes longer than a blink."""
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
                           PreTrainedTokenizerFast)
 
@@ -21,11 +21,14 @@ def tiny_lm(kind="llama", vocab_size=12, seed=0, scale=0.5, **config):
     return lm.eval()
 
 
-def byte_tokenizer():
-    """A token a byte, <pad> 0 and <eos> 1."""
+def byte_tokenizer(bos=False):
+    """A token a byte, <pad> 0 and <eos> 1. bos: puts <bos>, 258, before every text, as many do."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", *alphabet])}
+    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", *alphabet, "<bos>"])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", vocab["<bos>"])])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
