@@ -241,16 +241,16 @@ def with_reference_logps(model, pairs, size):
     return scored
 
 
-def preference_accuracy(model, pairs, size):
-    """Fraction of the pairs in which the implicit reward of the chosen response is the greater one;
-    equal ones, as in the reference itself, count half."""
-    with torch.no_grad():
-        logps = [torch.stack(pair_logps(model, pairs[at:at + size]), 1)
-                 for at in range(0, len(pairs), size)]
-    rewards = torch.cat(logps).cpu() - torch.tensor([[p["ref_chosen"], p["ref_rejected"]]
-                                                     for p in pairs])
-    return ((rewards[:, 0] > rewards[:, 1]).double().mean().item()
-            + (rewards[:, 0] == rewards[:, 1]).double().mean().item() / 2)
+@torch.no_grad()
+def measure_pairs(model, pairs, size):
+    """accuracy, the fraction of the pairs in which the implicit reward of the chosen response is
+    the greater one (equal ones, as in the reference itself, count half), and the mean of
+    chosen_logp, in nats."""
+    logps = torch.cat([torch.stack(pair_logps(model, pairs[at:at + size]), 1)
+                       for at in range(0, len(pairs), size)]).cpu()
+    moved = logps - torch.tensor([[p["ref_chosen"], p["ref_rejected"]] for p in pairs])
+    right = (moved[:, 0] > moved[:, 1]).float() + (moved[:, 0] == moved[:, 1]).float() / 2
+    return {"accuracy": right.mean().item(), "chosen_logp": logps[:, 0].mean().item()}
 
 
 def main(argv=None):
@@ -307,13 +307,15 @@ def main(argv=None):
 
     def measure(model, held_out):
         if on_pairs_alone:
-            return {"accuracy": preference_accuracy(model, held_out, args.micro_batch_size)}
+            return measure_pairs(model, held_out, args.micro_batch_size)
         return evaluate(model, tokenizer, held_out, args.cot, args.max_new_tokens)
 
     def measure_dev():
+        measured = measure(policy, dev)
         point = reward_and_kl(policy, reference, tokenizer, dev, args.cot, args.max_new_tokens,
                               args.eval_samples) if args.eval_samples else {}
-        return {"dev_accuracy": measure(policy, dev)["accuracy"]} | point
+        return {f"dev_{name}": measured[name] for name in ["accuracy", "chosen_logp"]
+                if name in measured} | point
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
     steps = args.epochs * -(-len(pairs) // args.batch_size)
@@ -321,9 +323,11 @@ def main(argv=None):
         optimizer, lambda step: min((step + 1) / max(1, 0.1 * steps), 1 - step / steps))
     metrics |= measure_dev()
     runs.log_step(args.out, metrics)
-    best = warmup_dev = metrics["dev_accuracy"]
-    best_weights, best_step = runs.weights_of(policy), 0
-    history, step = [], 0
+    # What chooses the model: SFT on pairs alone need not set the chosen apart from the rejected.
+    criterion = ("dev_chosen_logp" if on_pairs_alone and args.loss == "preferred-ft"
+                 else "dev_accuracy")
+    best, best_weights = metrics, runs.weights_of(policy)
+    history, step = [metrics], 0
 
     bar = tqdm(total=steps, desc=f"DPO {args.out}", unit="step")
     for epoch in range(1, args.epochs + 1):
@@ -374,43 +378,44 @@ def main(argv=None):
                 "seconds": time.time() - began}
             if step % args.eval_every == 0 or step == steps:
                 metrics |= measure_dev()
-                if metrics["dev_accuracy"] > best:
-                    best, best_step = metrics["dev_accuracy"], step
-                    best_weights = runs.weights_of(policy)
+                if metrics[criterion] > best[criterion]:
+                    best, best_weights = metrics, runs.weights_of(policy)
             history.append(metrics)
             runs.log_step(args.out, metrics)
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", margin=f"{metrics['margin']:.2f}",
-                            dev=f"{best:.1%}")
+                            dev=f"{best['dev_accuracy']:.1%}")
     bar.close()
 
     policy.load_state_dict(best_weights)
     runs.save_model(args.out, policy, tokenizer)
     after, (warmup, _) = measure(policy, test), load_model(args.warmup, args.device)
     before = measure(warmup, test)
-    result = {"test_accuracy": after["accuracy"], "dev_accuracy": best, "best_step": best_step,
-              "warmup_test_accuracy": before["accuracy"], "warmup_dev_accuracy": warmup_dev,
+    result = {"test_accuracy": after["accuracy"], "dev_accuracy": best["dev_accuracy"],
+              "best_step": best["step"], "warmup_test_accuracy": before["accuracy"],
+              "warmup_dev_accuracy": history[0]["dev_accuracy"],
               "seed": args.seed, "steps": steps, "pairs": counts, "seconds": time.time() - start,
               "peak_memory_mb": runs.peak_memory_mb(policy.device.type),
               **{name: x for name, x in after.items() if name != "accuracy"}}
     runs.write_json(args.out, "result.json", result)
     draw_preferences(args.out, f"{args.out}/curves.png")
-    summarize(args, before, after, result, history, len(test))
+    summarize(args, before, after, result, diagnose(history, criterion), len(test))
 
 
-def diagnose(metrics, best, warmup_dev):
+def diagnose(metrics, criterion="dev_accuracy"):
     """What went wrong in a run, as sentences with advice; none where nothing did."""
-    last = [m["dev_accuracy"] for m in metrics if "dev_accuracy" in m][-1]
-    if best <= warmup_dev:
+    warmup, *dev = [m[criterion] for m in metrics if criterion in m]
+    best, last = max(dev), dev[-1]
+    if best <= warmup:
         return ["No evaluation on dev was better than the warm-up, so the saved model is the "
                 "warm-up. Try a smaller --lr, a larger --beta, or --sft-coef 1."]
-    if last < best - 0.1:
+    if criterion == "dev_accuracy" and last < best - 0.1:
         return [f"Accuracy on dev fell from {best:.1%} to {last:.1%} at the end, and the model of "
                 f"the peak was saved. Try fewer --epochs, a larger --beta, or --sft-coef 1."]
     return []
 
 
-def summarize(args, before, after, result, history, n_test):
+def summarize(args, before, after, result, warnings, n_test):
     """What happened, where it lies, what to try next."""
     print("\n" + accuracy_table({"warm-up": before, "DPO": after}, n_test,
                                 careful=args.task == "word_problems"))
@@ -419,7 +424,7 @@ def summarize(args, before, after, result, history, n_test):
           f"{'pairs' if args.task == 'none' else 'problems'}, at step {result['best_step']} of "
           f"{result['steps']}, in {result['seconds'] / 60:.1f} minutes and "
           f"{result['peak_memory_mb']:,} MB.")
-    for sentence in diagnose(history, result["dev_accuracy"], result["warmup_dev_accuracy"]):
+    for sentence in warnings:
         print(f"warning: {sentence}")
     print(f"saved: model, metrics.jsonl, result.json and curves.png in {args.out}")
     if args.task != "none":

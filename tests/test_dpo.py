@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import dpo
-from dpo import (diagnose, dpo_loss, encode, hold_out, ipo_loss, load_pairs, make_pairs, pair_logps,
-                 preference_accuracy, preferred_ft_loss, response_logps, split_conversation,
+from dpo import (diagnose, dpo_loss, encode, hold_out, ipo_loss, load_pairs, make_pairs,
+                 measure_pairs, pair_logps, preferred_ft_loss, response_logps, split_conversation,
                  unlikelihood_loss, with_reference_logps)
 from generate import load_model
 from tests.tiny import byte_tokenizer, completions, save_tiny, tiny_lm
@@ -268,14 +268,15 @@ def test_hold_out_keeps_a_prompts_pairs_together():
     assert [len(part) for part in hold_out(pairs, most=4)] == [108, 4, 4]
 
 
-def test_preference_accuracy_counts_ties_half():
+def test_measure_pairs_counts_ties_half():
     lm = tiny_lm(seed=1)
-    pairs = [{"prompt": [2], "chosen": [3, 1], "rejected": [4, 1]}] * 4
+    pairs = [{"prompt": [2], "chosen": [3 + i, 1], "rejected": [4] * i + [1]} for i in range(4)]
     pairs = with_reference_logps(lm, pairs, 3)
-    assert preference_accuracy(lm, pairs, 3) == 0.5
+    mean = sum(pair["ref_chosen"] for pair in pairs) / 4
+    assert measure_pairs(lm, pairs, 3) == {"accuracy": 0.5, "chosen_logp": pytest.approx(mean)}
     for pair, moved in zip(pairs, [1.0, 1.0, 1.0, -1.0]):  # as if pi had moved by a nat from it
         pair["ref_chosen"] -= moved
-    assert preference_accuracy(lm, pairs, 3) == 0.75
+    assert measure_pairs(lm, pairs, 3)["accuracy"] == 0.75
 
 
 # --- whole runs ---
@@ -449,6 +450,20 @@ def test_main_on_pairs_alone(tmp_path, capsys):
     assert "2 test pairs" in capsys.readouterr().out and not (tmp_path / "warmup").exists()
 
 
+def test_main_chooses_sft_on_pairs_by_the_chosens_log_probability(tmp_path):
+    """Chosen and rejected alike, so that SFT makes both likelier and no accuracy can tell."""
+    rows = [{"prompt": f"{i}", "chosen": "yes", "rejected": "yes" * (1 + i % 2) + "!"}
+            for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    metrics = run(tmp_path, f"--model={save_tiny(tmp_path / 'base')}", "--task=none",
+                  f"--pairs={tmp_path / 'pairs.jsonl'}", "--limit=40", "--loss=preferred-ft",
+                  "--lr=1e-2", "--epochs=8", "--eval-every=1")
+    best = max((m for m in metrics), key=lambda m: m["dev_chosen_logp"])
+    result = json.loads((tmp_path / "dpo/result.json").read_text())
+    assert result["best_step"] == best["step"] > 0
+    assert result["chosen_logp"] > metrics[0]["dev_chosen_logp"] + 1
+
+
 @pytest.mark.parametrize("flags, words", [
     (["--task=none"], "--pairs"), (["--task=none", "--pairs=x", "--eval-samples=1"], "--pairs"),
     (["--pairs=missing.jsonl"], "cannot be read"),
@@ -465,7 +480,7 @@ def test_main_bad_input_is_one_sentence(tmp_path, flags, words, capsys):
 
 def test_diagnose_names_a_fall_and_a_run_that_never_rose():
     def found(*dev):
-        return diagnose([{"dev_accuracy": x} for x in dev], max(dev + (0.5,)), 0.5)
+        return diagnose([{"dev_accuracy": x} for x in (0.5, *dev)])
     assert found(0.6, 0.7, 0.65) == []
     assert "fell from 70.0% to 55.0%" in found(0.6, 0.7, 0.55)[0]
     assert "the saved model is the warm-up" in found(0.4, 0.5)[0]
