@@ -383,7 +383,7 @@ def test_main_steps_by_one_batchs_gradient_on_its_schedule(tmp_path):
                   "--epochs=10", "--batch-size=8", "--lr=1e-12")[1:]
     norms = [m["grad_norm"] for m in metrics]
     assert norms == pytest.approx([norms[0]] * 10, rel=1e-3) and norms[0] > 0
-    assert [m["lr"] for m in metrics] == pytest.approx([1e-13 * n for n in range(10, 0, -1)])
+    assert [1e13 * m["lr"] for m in metrics] == pytest.approx(list(range(10, 0, -1)))
 
 
 def test_main_hands_its_flags_to_the_loss(tmp_path):
