@@ -1,7 +1,7 @@
 """DPO: preference pairs instead of a reward, and the other losses that its paper compares it with.
 
     python dpo.py                                   # the embedded task, minutes on a laptop's CPU
-    python dpo.py --loss ipo                        # the same pairs, another loss
+    python dpo.py --loss ipo --beta 0.3             # the same pairs, another loss
     python dpo.py --pairs pairs.jsonl               # your own pairs: prompt, chosen, rejected
     python dpo.py --task none --pairs Anthropic/hh-rlhf --model gpt2 --lr 1e-6
 
