@@ -202,7 +202,7 @@ def parse_args(argv=None):
     flags.add_argument("--pairs-per-question", type=runs.number(int, 1), default=8, help="at most")
     flags.add_argument("--max-length", type=runs.number(int, 2), default=512,
                        help="tokens of a prompt and a response; longer pairs are left out")
-    flags = parser.add_argument_group("DPO (the paper's values in brackets)")
+    flags = parser.add_argument_group("DPO (the values of the paper, or of its code, in brackets)")
     flags.add_argument("--loss", default="dpo",
                        choices=["dpo", "ipo", "preferred-ft", "unlikelihood"])
     flags.add_argument("--beta", type=runs.number(float, above=0), default=1.0,
