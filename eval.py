@@ -1,4 +1,4 @@
-"""Load a model, generate, measure; compare finished runs in tables and figures.
+"""Measure a model; compare finished runs in tables and figures.
 
     python eval.py out/warmup out/sft out/reft out/dpo        # all of it in out/compare
     python eval.py data/base_model --split dev --samples 0    # any model; greedy accuracy only
