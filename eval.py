@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import figures
 import runs
-from generate import generate, generate_rows, load_model, pad  # noqa: F401
+from generate import generate, generate_rows, load_model, pad  # noqa: F401 (eval.generate)
 from verifier import (careful_share, choices_of, extract_answer, format_prompt, load_problems,
                       score)
 
@@ -178,13 +178,9 @@ def maj_at_k(answers, correct, k):
 # --- Runs, measured and compared ---
 
 
-def is_run(folder):
-    return (Path(folder) / "result.json").exists()
-
-
 def flags_of(folder):
     """The flags that a finished run was made with; {} for a mere model."""
-    return runs.read_json(folder, "config.json")["flags"] if is_run(folder) else {}
+    return runs.read_json(folder, "config.json")["flags"] if runs.is_run(folder) else {}
 
 
 def accuracy_table(measured, count, careful):
@@ -217,12 +213,12 @@ def warmup_of(folder):
     """The model that KL is measured from: what the run started from, where that is still there, or
     else the `warmup` beside it; None without either."""
     own, beside = flags_of(folder).get("warmup"), Path(folder).parent / "warmup"
-    return own if own and Path(own).exists() else str(beside) if is_run(beside) else None
+    return own if own and Path(own).exists() else str(beside) if runs.is_run(beside) else None
 
 
 def cost_of(folder):
     """What training took, from the run's own log; evaluations, and the warm-up, are not in it."""
-    if not is_run(folder):
+    if not runs.is_run(folder):
         return {}
     metrics = runs.read_metrics(folder)
     return {name: sum(m.get(name, 0) for m in metrics)
@@ -345,10 +341,10 @@ def compare(args):
              "standard deviation of the seeds, of the KL the standard error of one of them")
     print(f"\n{text}\n\n{notes}")
     runs.write_json(args.out, "compare.json", measured)
-    (Path(args.out) / "compare.md").write_text(f"{text}\n\n{notes}\n")
+    runs.write_text(args.out, "compare.md", f"{text}\n\n{notes}\n")
     groups = by_seed(folders)
-    if any(is_run(folder) for folder in folders):
-        figures.draw_curves([(name, group) for name, group in groups if is_run(group[0])],
+    if any(runs.is_run(folder) for folder in folders):
+        figures.draw_curves([(name, group) for name, group in groups if runs.is_run(group[0])],
                             Path(args.out) / "curves.png")
     if args.samples:
         figures.draw_samples([(name, [measured[folder] for folder in group])
@@ -386,28 +382,25 @@ FRONTIER = [  # name, script, minutes a run, the flag that is varied, its values
 ]
 
 
-def frontier(args, shared):
+def frontier(args):
     """Make the runs of FRONTIER that are not there yet, each in a folder of its own, and draw them
-    all. Reward and KL are measured on dev at each of a run's evaluations.
-
-    shared: the defaults of the flags that every script has. Other seeds go into other folders, and
-    into the same figure.
-    """
+    all. Reward and KL are measured on dev at each of a run's evaluations. Other seeds go into other
+    folders, and into the same figure."""
+    shared = runs.shared_defaults()
     given = {name: x for name, x in vars(args).items() if name in shared and x is not None}
     jobs = []
     for name, script, minutes, flag, values, more in FRONTIER:
         for value in values:
             folder = Path(args.out) / str(args.seed) / f"{name}-{value:g}"
             flags = shared | given | more | {flag: value, "eval_samples": 4}
-            done = is_run(folder) and flags.items() <= flags_of(folder).items()
-            jobs.append((folder, script, flags, 0 if done else minutes))
-    todo = [job for job in jobs if job[-1]]
+            jobs.append((folder, script, flags, minutes))
+    todo = [(folder, script, flags, minutes) for folder, script, flags, minutes in jobs
+            if not flags.items() <= flags_of(folder).items()]
     print(f"frontier: {len(jobs)} runs in {args.out}, {len(todo)} of them still to make: about "
           f"{sum(job[-1] for job in todo):.0f} minutes on two CPU cores. Interrupt it at will: the "
           "same command goes on from the last finished run.", flush=True)
     for i, (folder, script, flags, _) in enumerate(todo, 1):
-        argv = [f"--{name.replace('_', '-')}={x}" for name, x in flags.items()
-                if x != shared.get(name)]
+        argv = runs.as_argv(flags)
         print(f"\nrun {i} of {len(todo)}: python {script} {' '.join(argv)}", flush=True)
         try:
             subprocess.run([sys.executable, runs.HOME / script, *argv, f"--out={folder}"],
@@ -439,14 +432,13 @@ def main(argv=None):
                         help="train ReFT and DPO at several prices of KL and draw reward against "
                         "KL; interrupted, it goes on where it was")
     # A run is measured on the task it was trained on, unless the flags say otherwise.
-    shared = runs.shared_defaults()
     parser.set_defaults(model=None, task=None, cot=None, max_new_tokens=None, out=None)
     args = parser.parse_args(argv)
     args.out = args.out or ("out/frontier" if args.frontier else "out/compare")
     if args.rescore:
         rescore(args.rescore)
     elif args.frontier:
-        frontier(args, shared)
+        frontier(args)
     else:
         compare(args)
 

@@ -33,9 +33,9 @@ def draw_curves(groups, path):
     """
     figure, axes = panels(["accuracy", "tokens in a response", "share of careful solutions"])
     for n, (name, folders) in enumerate(groups):
-        for folder in folders:
-            label = name if folder == folders[0] else None
-            metrics, result = runs.read_metrics(folder), runs.read_json(folder, "result.json")
+        results = [runs.read_json(folder, "result.json") for folder in folders]
+        for i, (folder, result) in enumerate(zip(folders, results)):
+            metrics = runs.read_metrics(folder)
             trained, total = [], 0
             for m in metrics:
                 total += m["tokens"]
@@ -43,13 +43,13 @@ def draw_curves(groups, path):
             dev = [(x, m["dev_accuracy"]) for x, m in zip(trained, metrics) if "dev_accuracy" in m]
             if metrics[0]["step"] == 1 and "warmup_dev_accuracy" in result:
                 dev.insert(0, (0, result["warmup_dev_accuracy"]))
-            axes[0].plot(*zip(*dev), color=f"C{n}", marker="o", ms=2, lw=1, label=label)
+            axes[0].plot(*zip(*dev), color=f"C{n}", marker="o", ms=2, lw=1,
+                         label=None if i else name)
             if "reward" in metrics[-1]:
                 for ax, key in zip(axes, ["accuracy", "response_tokens", "careful"]):
                     points = [(x, m[key]) for x, m in zip(trained, metrics) if key in m]
                     if points:
                         ax.plot(*zip(*points), color=f"C{n}", alpha=0.5, lw=0.8)
-        results = [runs.read_json(folder, "result.json") for folder in folders]
         if "reward" not in metrics[-1] and "mean_tokens" in results[0]:
             for ax, key in zip(axes[1:], ["mean_tokens", "careful"]):
                 level = statistics.mean(result[key] for result in results)

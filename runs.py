@@ -79,10 +79,16 @@ def shared_defaults() -> dict:
     return {name: value for name, value in usual.items() if name != "out"}
 
 
+def as_argv(flags: dict) -> list[str]:
+    """Those of the flags that are not a shared one at its default: ["--kl-coef=0.1", ...]."""
+    usual = shared_defaults()
+    return [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()
+            if name not in usual or value != usual[name]]
+
+
 def shared_flags(args) -> list[str]:
-    """Those of them that are not at their defaults, as an argv."""
-    return [f"--{name.replace('_', '-')}={getattr(args, name)}"
-            for name, value in shared_defaults().items() if getattr(args, name) != value]
+    """The flags that every script has, as args have them, as an argv."""
+    return as_argv({name: getattr(args, name) for name in shared_defaults()})
 
 
 def command(script: str, args, name: str) -> str:
@@ -149,9 +155,14 @@ def git_commit() -> str | None:
     return answer.stdout.strip() or None
 
 
+def is_run(folder: str) -> bool:
+    """Whether the folder holds a finished run."""
+    return (Path(folder) / "result.json").exists()
+
+
 def finished_with(out: str, flags: dict) -> bool:
     """Whether `out` holds a finished run of exactly these flags, its files unchanged since."""
-    if not (Path(out) / "result.json").exists():
+    if not is_run(out):
         return False
     made = (Path(out) / "config.json").stat().st_mtime
     sources = [Path(str(flags[name])) for name in ["model", "task"] if name in flags]
@@ -164,21 +175,21 @@ def read_json(out: str, name: str) -> dict:
     return json.loads((Path(out) / name).read_text())
 
 
-def write_json(out: str, name: str, content: dict):
+def write_text(out: str, name: str, text: str):
     """Write beside, then rename into place: a reader never sees half a file."""
     path = Path(out) / name
     beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
+    beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
+
+
+def write_json(out: str, name: str, content: dict):
+    write_text(out, name, json.dumps(content, indent=1) + "\n")
 
 
 def write_lines(out: str, name: str, rows: list[dict]):
-    """A JSON object a line, written beside and renamed into place."""
-    path = Path(out) / name
-    beside = path.with_suffix(".tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    os.replace(beside, path)
+    """A JSON object a line."""
+    write_text(out, name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def log_step(out: str, metrics: dict):
