@@ -29,7 +29,7 @@ class Limit(Exception):
 
 
 def interpret(program, timeout=1.0):
-    """What the program's solution() returns, of any type; None where that is nothing or it fails.
+    """(What the program's solution() returns, of any type, None), or (None, why there is nothing).
 
     Never raises and never touches the host. The code may stand in a ``` fence.
     timeout: seconds of this thread's CPU time; the bounds on steps and values nearly always end a
@@ -42,15 +42,17 @@ def interpret(program, timeout=1.0):
         source = next((block for block in blocks if "def solution" in block), program)
         source = re.sub(r"\A(?:python3?|py)?[ \r]*\n", "", source).strip()
         if len(source) > MAX_SOURCE:
-            return None
+            raise Limit(f"more than {MAX_SOURCE} characters")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an odd escape in a string
             tree = ast.parse(source)
         interpreter, module = Interpreter(timeout), {}
         interpreter.run(tree.body, (module,))
-        return interpreter.made(module["solution"]())
-    except Exception:  # whatever is wrong with the program, it has no value
-        return None
+        if "solution" not in module:
+            raise Limit("no function solution()")
+        return interpreter.made(module["solution"]()), None
+    except Exception as error:  # whatever is wrong with the program, it has no value
+        return None, f"{type(error).__name__}: {str(error)[:200]}"
     finally:
         sys.setrecursionlimit(limit)
 
@@ -140,8 +142,13 @@ class Interpreter:
 
     def weigh(self, value, depth=0):
         """Costs a step per item at any depth: so long do reading, hashing and comparing take, and
-        lists of one list, many times over, are exponentially longer than their memory."""
-        if isinstance(value, (list, tuple, set, dict, range)):
+        lists of one list, many times over, are exponentially longer than their memory. So are the
+        messages of some errors, which quote what was not found."""
+        if isinstance(value, str):
+            self.tick(len(value) // 8)
+        elif isinstance(value, int):
+            self.tick(value.bit_length() // 64)
+        elif isinstance(value, (list, tuple, set, dict, range)):
             self.tick(len(value))
             if depth > 20:
                 raise Limit("deep nesting")
@@ -214,7 +221,7 @@ class Interpreter:
             case ast.Pass():
                 pass
             case _:
-                raise Limit("an unknown statement")
+                raise Limit(f"no {type(node).__name__} statements here")
 
     def assign(self, target, value, scopes):
         match target:
@@ -323,7 +330,7 @@ class Interpreter:
                     raise Limit("a wide format")
                 value = self.value(node.value, scopes)
                 return format(value if form else text_of(value), form)
-        raise Limit("an unknown expression")
+        raise Limit(f"no {type(node).__name__} expressions here")
 
     def call(self, node, scopes):
         function, values = self.value(node.func, scopes), self.values(node.args, scopes)
@@ -345,7 +352,7 @@ class Interpreter:
         if isinstance(value, str) and name == "replace":
             return lambda old, new: join(new, value.split(old))
         if name not in METHODS[type(value)].split():
-            raise Limit("an unknown attribute")
+            raise Limit(f"no attribute {name!r} here")
         return getattr(value, name)
 
     def values(self, nodes, scopes):

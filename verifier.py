@@ -8,6 +8,8 @@ as a Python function `solution()` (cot="program", its P-CoT).
     python verifier.py --answer 18 "She makes 9 * 2 = 18 dollars. The answer is 18."
     python verifier.py --answer 75 --cot program "$(cat program.py)"
 
+reward_func at the end is the same rule for TRL's trainers.
+
 Differs from the paper's code:
   - "1,000", "$18" and "3/4" are numbers; "nan", "inf" and "3 or 4" are not answers
   - a multiple-choice program that crashes scores 0, as the paper's text has it, not 0.1
@@ -16,6 +18,7 @@ Differs from the paper's code:
 import argparse
 import json
 import re
+import reprlib
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -25,11 +28,11 @@ from runs import stop
 
 TOLERANCE = Fraction(1, 100)  # the papers' tolerance, for answers that are not exact
 SPLITS = ("train", "dev", "test")
-HUB = {  # name: (hub path, config, revision, our split -> its split)
-    "gsm8k": ("openai/gsm8k", "main", None, {"train": "train", "test": "test"}),
-    "svamp": ("ChilleD/SVAMP", None, None, {"train": "train", "test": "test"}),
-    "mathqa": ("allenai/math_qa", None, "refs/convert/parquet",
-               {"train": "train", "dev": "validation", "test": "test"}),
+HUB = {  # name: (hub path, config, our split -> its split)
+    "gsm8k": ("openai/gsm8k", "main", {"train": "train", "test": "test"}),
+    "svamp": ("ChilleD/SVAMP", None, {"train": "train", "test": "test"}),
+    # allenai/math_qa, whose loading script `datasets` no longer runs, as Parquet files
+    "mathqa": ("regisss/math_qa", None, {"train": "train", "dev": "validation", "test": "test"}),
 }
 
 
@@ -50,7 +53,8 @@ def load_problems(task, split, limit=None):
       a folder with train.jsonl, dev.jsonl, test.jsonl (or .json); or a file of that kind, in the
       columns of GSM8K (question, answer ending "#### 72"), of mwp_ReFT (question, answer_cot,
       answer_value) or ours. A file with train, dev or test in its name (gsm8k_train.jsonl) stands
-      for the siblings whose names differ in that word only.
+      for the siblings whose names differ in that word only, and one named as mwp_ReFT names its
+      own (svamp_nl.json, svamp_python_sdp.json) has svamp_test_set.json beside it as its test.
     Without a dev split, dev is the last tenth of train, at most 200, and train is the rest. A file
     that names no split is cut in three: dev as above, the tenth before it (at most 500) is test.
     A question that falls on both sides of such a cut leaves train.
@@ -73,6 +77,11 @@ def load_problems(task, split, limit=None):
                         if problem["question"] not in seen]
         else:
             problems = held[:-dev] if split == "test" else held[-dev:]
+    letters = [problem["answer"].isalpha() for problem in problems]
+    if any(letters) and not all(letters):
+        stop(f"row {letters.index(not letters[0]) + 1} of {task} ({split}) has the answer "
+             f"{problems[letters.index(not letters[0])]['answer']}, the first one "
+             f"{problems[0]['answer']}: answers are numbers, or letters throughout")
     if not problems:
         stop(f"the {split} split of {task} is empty: it takes at least one problem a split")
     import datasets
@@ -90,8 +99,8 @@ def choices_of(problems):
 def find_sources(task):
     """{split, or "all" for a file to cut up: arguments of datasets.load_dataset}."""
     if task in HUB:
-        path, config, revision, splits = HUB[task]
-        return {ours: dict(path=path, name=config, revision=revision, split=theirs)
+        path, config, splits = HUB[task]
+        return {ours: dict(path=path, name=config, split=theirs)
                 for ours, theirs in splits.items()}
     path = Path(__file__).parent / "data" / task if task == "word_problems" else Path(task)
     if path.is_dir():
@@ -101,7 +110,9 @@ def find_sources(task):
         word = re.compile(r"(?<![A-Za-z])(train|dev|test)(?![A-Za-z])")
         files = {split: path.with_name(word.sub(split, path.name)) for split in SPLITS}
         files = {split: file for split, file in files.items() if file.is_file()}
-        files = files if word.search(path.name) else {"all": path}
+        test_set = path.with_name(f"{path.stem.split('_')[0]}_test_set{path.suffix}")
+        if not word.search(path.name):
+            files = {"train": path, "test": test_set} if test_set.is_file() else {"all": path}
     else:
         files = {}
     if not files:
@@ -151,26 +162,25 @@ def to_problem(row, where):
         question, answer = row["question"], row["answer"]
         cot, program = row.get("cot", ""), row.get("program", "")
         if "####" in answer:  # GSM8K's release; <<48/2=24>> are its calculator's annotations
-            cot, _, answer = answer.rpartition("####")
-            answer = read_number(answer) or answer
-            cot = re.sub(r"<<[^<>\n]*>>", "", cot).strip() + f"\nThe answer is {answer}."
+            cot = re.sub(r"<<[^<>\n]*>>", "", answer.rpartition("####")[0]).strip()
+            cot += f"\nThe answer is {read_gold(answer)}."
     else:
         stop(f"{where} has the columns {', '.join(row)}: it needs question and answer "
              "(or question and answer_value)")
-    letter = answer.lower() if re.fullmatch("[A-Za-z]", answer) else None
-    answer_read = letter or read_number(answer)
-    if not question or answer_read is None:
-        stop(f"{where} has the question {question[:40]!r} and the answer {answer[:40]!r}: it needs "
-             "a question, and an answer that is a number or a letter")
-    return {"question": question, "cot": cot, "program": program, "answer": answer_read}
+    gold = read_gold(answer)
+    if not question or gold is None:
+        stop(f"{where} has the question {question[:40]!r} and the answer {answer[-40:]!r}: it "
+             "needs a question, and an answer that is a number or a letter")
+    return {"question": question, "cot": cot, "program": program, "answer": gold}
 
 
 # ---- reading an answer ----------------------------------------------------------------------
 # Every repetition is bounded, or of a class its successor excludes: reading takes linear time.
 
+ECHO = re.compile(r"\A\s*Question:.*?^(?:Answer|Program):[^\S\n]*\n", re.M | re.S)
 NEXT_QUESTION = re.compile(r"^(?:Question|Q):", re.M)
-MARKER = re.compile(r"answer[*_ ]{0,3}(?:is|:|=)|####|\\boxed\{|^[* ]{0,8}(?-i:A)\*{0,2}:",
-                    re.M | re.I)
+MARKER = re.compile(r"answer[*_ ]{0,3}(?:is|:|=)|####|\\boxed\{|^[* ]{0,8}(?-i:A)\*{0,2}:"
+                    r"|\bso,? it is(?=[^\n]{0,80}\Z)", re.M | re.I)
 OPENING = re.compile(r"(?:<<[^<>\n]{0,80}>>|\\text\{|[\s*_<>(\[{\"'`$£€~≈:\\]"
                      r"|(?:therefore|thus|then|now|about|approximately|exactly|only|just)\b){0,30}",
                      re.I)
@@ -209,26 +219,42 @@ def read_number(text):
 
 
 def read_choice(text, choices):
-    """The one letter of `choices` that `text` begins with, in lower case: "(B)." -> "b"; None for
-    no letter, for "a or b", and for the article in "a number"."""
-    letter = rf"(?:(?:option|choice)\s?)?[(\[]?([{re.escape(choices)}])(?![a-z0-9])"
-    match = re.match(letter + r"(?=\s{0,3}(?:[^\w\s(]|$)|\s?\n|\s(?:because|since)\b)", text, re.I)
-    second = rf"\W{{0,5}}(?:or|and)\W{{1,5}}{letter}|[)\]]?\s?[,/&]\s?{letter}"
-    if match is None or re.match(second, text[match.end():], re.I):
-        return None
-    return match[1].lower()
+    """The letter of `choices` that `text` begins with, in lower case: "(B)." -> "b"; "" for several
+    ("a or b"), None for none, as in "a number", where it is an article."""
+    letter = (rf"(?:(?:option|choice)\s?)?[(\[]?([{re.escape(choices)}])(?![a-z0-9])"
+              r"(?=\s{0,3}(?:[^\w\s(]|$)|\s?\n|\s(?:because|since|or|and)\b)")
+    several = rf"{letter}(?:\W{{0,5}}(?:or|and)\W{{1,5}}|[)\]]?\s?[,/&(\[]\s?){letter}"
+    if re.match(several, text, re.I):
+        return ""
+    match = re.match(letter, text, re.I)
+    return match and match[1].lower()
 
 
-def before_next_question(response):
-    """The response up to a next question that the model made up for itself."""
-    return NEXT_QUESTION.split(response, maxsplit=1)[0]
+def read_gold(answer):
+    """A known answer, normalised: a letter, or a number, alone or after GSM8K's "####"; None for
+    anything else."""
+    answer = answer.rpartition("####")[2].strip()
+    return answer.lower() if re.fullmatch("[A-Za-z]", answer) else read_number(answer)
 
 
-def stated_answers(response):
-    """What follows each marker ("The answer is", "####", "\\boxed{", "A:"), the last one first."""
-    response = before_next_question(response)
-    return [OPENING.sub("", response[match.end():match.end() + SPAN], count=1)
-            for match in reversed(list(MARKER.finditer(response)))]
+def own_words(response):
+    """The response without the prompt, should it begin by repeating it, and up to a next question
+    that the model made up for itself."""
+    return NEXT_QUESTION.split(ECHO.sub("", response), maxsplit=1)[0]
+
+
+def find_answer(response, choices=None):
+    """The last statement of an answer: (its marker, what follows, how that is read), the last being
+    None where it is no one answer, as in "3 or 4". None where nothing is stated."""
+    response = own_words(response)
+    for match in reversed(list(MARKER.finditer(response))):
+        stated = response[match.end():match.end() + SPAN].strip()
+        text = OPENING.sub("", stated, count=1)
+        if choices is not None and (answer := read_choice(text, choices)) is not None:
+            return match[0], stated, answer or None
+        if choices is None and re.search("[0-9]", CLAUSE_END.split(text, maxsplit=1)[0]):
+            return match[0], stated, read_number(text)
+    return None
 
 
 def extract_answer(response, cot="nl", choices=None):
@@ -239,39 +265,44 @@ def extract_answer(response, cot="nl", choices=None):
     if cot == "program":
         if choices is None:
             return run_program(response)
-        value = interpret(before_next_question(response))
+        value, _ = interpret(own_words(response))
         letter = str(value).strip().lower() if isinstance(value, str) else ""
         return letter if len(letter) == 1 and letter in choices.lower() else None
-    for text in stated_answers(response):
-        if choices is not None and (answer := read_choice(text, choices)) is not None:
-            return answer
-        if choices is None and re.search("[0-9]", CLAUSE_END.split(text, maxsplit=1)[0]):
-            return read_number(text)
-    return None
+    found = find_answer(response, choices)
+    return found and found[2]
 
 
 def run_program(program, timeout=1.0):
     """The number that the program's solution() returns, normalised as extract_answer does, or None.
+    A string that holds a number and nothing else ("18", "$18.00") is one too.
 
     Never raises, never touches the host: see programs.py. timeout: seconds of CPU time.
     """
     if not isinstance(program, str):
         return None
-    value = interpret(before_next_question(program), timeout)
-    return read_number(repr(value)) if type(value) in (int, float) else None
+    value, _ = interpret(own_words(program), timeout)
+    if type(value) in (int, float):
+        return read_number(repr(value))
+    only_a_number = isinstance(value, str) and re.fullmatch(r"[-+$0-9.,% ]{1,60}", value)
+    return read_number(value) if only_a_number else None
 
 
 def same_answer(extracted, answer, choices=None):
-    """Letters are compared as letters, whole numbers and fractions exactly, and within 0.01, the
-    papers' tolerance, where either side is a decimal."""
+    """Letters are compared as letters, whole numbers and fractions, which are exact, exactly, and
+    within 0.01, the papers' tolerance, where either side is a decimal."""
     if choices is not None:
         return extracted is not None and extracted == answer.strip().lower()
     answer = read_number(answer)
     if extracted is None or answer is None:
         return False
-    if "." in extracted + answer:
+    if not are_exact(extracted, answer):
         return abs(Fraction(extracted) - Fraction(answer)) <= TOLERANCE
     return Fraction(extracted) == Fraction(answer)
+
+
+def are_exact(*numbers):
+    """Whether all are whole numbers or fractions, as normalised."""
+    return "." not in "".join(numbers)
 
 
 def is_correct(response, answer, cot="nl", choices=None):
@@ -299,26 +330,75 @@ def careful_share(responses, cot="nl"):
     return sum(bool(style.search(text)) for text in responses) / max(1, len(responses))
 
 
+# ---- for other trainers ---------------------------------------------------------------------
+
+def reward_func(completions, answer, **kwargs):
+    """The rule with the signature of TRL's reward functions: a list of floats, a score for each.
+
+    Args:
+        completions: texts, or lists of messages, the last of which is read.
+        answer: the data set's column of that name: "18", "b", or as GSM8K has it, "... #### 18".
+        prompts (in kwargs): a prompt that ends in "Program:" asks for a program (format_prompt).
+    Raises: ValueError for an answer that is neither a number nor a letter.
+    """
+    def last_text(messages):
+        return messages if isinstance(messages, str) else messages[-1]["content"]
+
+    golds = [read_gold(str(a)) for a in answer]
+    if None in golds:
+        raise ValueError(f"an answer is a number or a letter, not {answer[golds.index(None)]!r}")
+    choices = choices_of({"answer": golds})
+    cots = ["program" if last_text(prompt).rstrip().endswith("Program:") else "nl"
+            for prompt in kwargs.get("prompts") or [""] * len(golds)]
+    return [reward(last_text(completion), gold, cot, choices)
+            for completion, gold, cot in zip(completions, golds, cots, strict=True)]
+
+
 # ---- by hand --------------------------------------------------------------------------------
+
+def explain(response, answer, cot="nl", choices=None):
+    """[(step, what came of it)]: how a response is read, compared with the normalised answer, and
+    scored."""
+    steps, left_out = [], len(response) - len(own_words(response))
+    if left_out:
+        steps.append(("left out", f"{left_out} characters: the prompt repeated, or a question "
+                      "that the model asked itself"))
+    if cot == "program":
+        value, error = interpret(own_words(response))
+        steps.append(("solution()", f"no value ({error})" if error else
+                      f"returns {reprlib.repr(value)}, {type(value).__name__}"))
+    elif found := find_answer(response, choices):
+        steps += [("matched", f"{found[0]!r}, the last statement of an answer"),
+                  ("stated", repr(found[1][:60]))]
+    else:
+        steps.append(("matched", 'nothing: an answer is stated, as by "The answer is 18."'))
+    extracted = extract_answer(response, cot, choices)
+    steps += [("read as", extracted or "no answer"), ("right answer", answer)]
+    if extracted is None:
+        rule = "no answer: 0"
+    else:
+        how = ("as letters" if choices else
+               "exactly, since both are exact" if are_exact(extracted, answer) else
+               f"within {float(TOLERANCE)}, since one of them is a decimal")
+        rule = f"compared {how}: " + ("equal, 1" if same_answer(extracted, answer, choices) else
+                                      "another letter, 0" if choices else "another number, 0.1")
+    return steps + [("rule", rule), ("reward", str(reward(response, answer, cot, choices)))]
+
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Show how a response is read and what it scores.")
     parser.add_argument("response", help="what the model wrote")
-    parser.add_argument("--answer", required=True, help="the right answer")
+    parser.add_argument("--answer", required=True, help="the right answer, a number or a letter")
     parser.add_argument("--cot", choices=("nl", "program"), default="nl", help="words or a program")
-    parser.add_argument("--choices", help="the letters of a multiple-choice task, e.g. abcde")
+    parser.add_argument("--choices", help="the letters of a multiple-choice task [abcde, where the "
+                        "right answer is a letter]")
     args = parser.parse_args(argv)
-    if args.cot == "program":
-        print(f"solution() returns  {interpret(args.response)!r}")
-    for text in stated_answers(args.response)[:1] if args.cot == "nl" else ():
-        print(f"last stated         {text.strip()[:60]!r}")
-    extracted = extract_answer(args.response, args.cot, args.choices)
-    print(f"read as             {extracted or 'no answer'}")
-    correct = same_answer(extracted, args.answer, args.choices)
-    rule = "as letters" if args.choices else "exactly, decimals within 0.01"
-    verdict = "equal" if correct else "unequal"
-    print(f"right answer        {args.answer}; compared {rule}: {verdict}")
-    print(f"reward              {reward(args.response, args.answer, args.cot, args.choices)}")
+    gold = read_gold(args.answer)
+    if gold is None:
+        stop(f"--answer {args.answer}: is neither a number nor a letter")
+    choices = args.choices or choices_of({"answer": [gold]})
+    for step, outcome in explain(args.response, gold, args.cot, choices):
+        print(f"{step:14}{outcome}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 
 import verifier
@@ -53,12 +54,14 @@ def test_load_problems_reads_mwp_reft_and_our_own_columns(tmp_path):
     program = 'def solution():\n    """Why?"""\n    return 4'
     file = write(tmp_path / "test.jsonl", [
         {"item_id": "1", "question": "Why?", "answer_cot": program, "answer_value": "4.0"},
-        {"item_id": "2", "question": "Who?", "answer_cot": "So it is.", "answer_value": "b"},
-        {"item_id": "3", "question": "When?", "answer_cot": None, "answer_value": "-2.50"}])
+        {"item_id": "2", "question": "When?", "answer_cot": None, "answer_value": "-2.50"}])
     assert load_problems(file, "test").to_list() == [
         {"question": "Why?", "cot": "", "program": program, "answer": "4"},
-        {"question": "Who?", "cot": "So it is.", "program": "", "answer": "b"},
         {"question": "When?", "cot": "", "program": "", "answer": "-2.5"}]
+    file = write(tmp_path / "letters_test.jsonl", [
+        {"item_id": "2", "question": "Who?", "answer_cot": "So it is.", "answer_value": "B"}])
+    assert load_problems(file, "test").to_list() == [
+        {"question": "Who?", "cot": "So it is.", "program": "", "answer": "b"}]
     file = write(tmp_path / "own_test.jsonl", [{"question": "Q", "answer": 18, "program": "p"}])
     assert load_problems(file, "test").to_list() == [
         {"question": "Q", "cot": "", "program": "p", "answer": "18"}]
@@ -76,6 +79,17 @@ def test_load_problems_carves_dev_off_the_end_of_train(tmp_path):
     assert questions(file, "test") == [100, 101, 102, 103, 104]
     big = write(tmp_path / "b_train.jsonl", ours(2500))
     assert len(questions(big, "train")) == 2300 and len(questions(big, "dev")) == 200
+
+
+def test_load_problems_finds_the_test_set_where_mwp_reft_puts_it(tmp_path):
+    for name, rows in ("toy_nl", ours(20)), ("toy_python_sdp", ours(30)), ("toy_test_set", ours(5)):
+        (tmp_path / f"{name}.json").write_text(json.dumps([
+            {"question": row["question"], "answer_value": row["answer"]} for row in rows]))
+    for name, count in ("toy_nl", 18), ("toy_python_sdp", 27):
+        file = str(tmp_path / f"{name}.json")
+        assert questions(file, "train") == list(range(count))
+        assert questions(file, "test") == [0, 1, 2, 3, 4]
+    assert questions(tmp_path / "toy_test_set.json", "test") == [0, 1, 2, 3, 4]
 
 
 def test_load_problems_keeps_a_question_out_of_train_that_stands_in_dev(tmp_path):
@@ -106,6 +120,8 @@ def test_load_problems_cuts_a_file_without_splits_in_three(tmp_path):
     ("x_train.jsonl", '{"question": "a", "reply": "1"}\n', "question, reply"),
     ("x_train.jsonl", '{"question": "a", "answer": "soon"}\n', "row 1 of"),
     ("x_train.jsonl", '{"question": "a", "answer": "1"}\n', "is empty"),  # the one row is dev
+    ("x_train.jsonl", '{"question": "a", "answer": "1"}\n{"question": "b", "answer": "c"}\n'
+     '{"question": "c", "answer": "3"}\n', "row 2 of"),  # numbers, and a letter among them
     ("x_test.jsonl", '{"question": "a", "answer": "1"}\n', "no train split"),
 ])
 def test_load_problems_stops_with_one_sentence(tmp_path, capsys, name, text, says):
@@ -119,15 +135,44 @@ def test_load_problems_stops_with_one_sentence(tmp_path, capsys, name, text, say
 
 
 def test_load_problems_converts_the_columns_of_the_hub():
-    assert verifier.to_problem({"Problem": "how many ?", "options": "a ) 38 , b ) 2",
-    "correct": "b",
-                                "Rationale": '"it is 2"'}, "") == {
+    row = {"Problem": "how many ?", "Rationale": '"it is 2"', "options": "a ) 38 , b ) 2",
+           "correct": "b"}
+    assert verifier.to_problem(row, "") == {
         "question": "how many ?\na ) 38 , b ) 2", "cot": "it is 2\nThe answer is b.",
         "program": "", "answer": "b"}
     row = verifier.to_problem({"Body": "8 in, 3 out.", "Question": "Left?", "Answer": "5.0",
                                "Equation": "( 8.0 - 3.0 )"}, "")
     assert row["question"] == "8 in, 3 out. Left?" and row["answer"] == "5"
     assert is_correct(row["cot"], "5") and is_correct(row["program"], "5", "program")
+
+
+def test_load_problems_loads_what_the_hub_holds(tmp_path, monkeypatch):
+    """Folders laid out as the hub's: Parquet files in `data`, configurations in the card."""
+    def lay_out(folder, splits, card=""):
+        (folder / "data").mkdir(parents=True)
+        (folder / "README.md").write_text(card)
+        for split, rows in splits.items():
+            datasets.Dataset.from_list(rows).to_parquet(
+                folder / "data" / f"{split}-00000-of-00001.parquet")
+    gsm8k = [{"question": f"How many {i}?", "answer": "Two.\n#### 2"} for i in range(20)]
+    card = "---\nconfigs:\n- config_name: main\n  data_files:\n" + "".join(
+        f"  - split: {split}\n    path: data/{split}-*\n" for split in ("train", "test")) + "---\n"
+    lay_out(tmp_path / "gsm8k", {"train": gsm8k, "test": gsm8k[:2]}, card)
+    svamp = [{"ID": f"chal-{i}", "Body": f"{i + 3} in, 3 out.", "Question": "Left?",
+              "Answer": f"{i}.0", "Equation": f"( {i + 3}.0 - 3.0 )", "Type": "Subtraction"}
+             for i in range(20)]
+    lay_out(tmp_path / "svamp", {"train": svamp, "test": svamp[:3]})
+    mathqa = {"Problem": "how many ?", "Rationale": "it is 2", "options": "a ) 38 , b ) 2",
+              "correct": "b", "annotated_formula": "", "linear_formula": "", "category": "gain"}
+    lay_out(tmp_path / "mathqa", {"train": [mathqa] * 5, "validation": [mathqa] * 3,
+                                  "test": [mathqa] * 2})
+    monkeypatch.setattr(verifier, "HUB", {
+        name: (str(tmp_path / name), *rest) for name, (_, *rest) in verifier.HUB.items()})
+    assert [len(load_problems(name, split)) for name in ("gsm8k", "svamp", "mathqa")
+            for split in ("train", "dev", "test")] == [18, 2, 2, 18, 2, 3, 5, 3, 2]
+    assert load_problems("gsm8k", "test")[0]["answer"] == "2"
+    assert load_problems("svamp", "test")[2]["answer"] == "2"
+    assert load_problems("mathqa", "dev")[0]["answer"] == "b"
 
 
 # ---- reading an answer ----------------------------------------------------------------------
@@ -137,7 +182,7 @@ def test_load_problems_converts_the_columns_of_the_hub():
     ("47 + 28: 7 + 8 = 15, 40 + 20 = 60, 60 + 15 = 75. The answer is 75.", "75"),
     ("Therefore, the answer is <18>.", "18"),
     ("words\n#### 18", "18"), ("A: 18", "18"), ("so \\boxed{18}.", "18"), ("Final answer: 18",
-    "18"),
+     "18"),
     ("The final answer is: $\\boxed{\\$1,234.50}$", "1234.5"), ("**Answer:**\n\n18", "18"),
     ("The answer is 1,234.50", "1234.5"), ("The answer is $18.00.", "18"), ("#### $1,080", "1080"),
     ("The answer is 18.", "18"), ("The answer is -5.", "-5"), ("The answer is -$5", "-5"),
@@ -150,12 +195,20 @@ def test_load_problems_converts_the_columns_of_the_hub():
     ("The answer is x = 007", "7"), ("The answer is <<8=8>>8.", "8"), ("The answer is 100", "100"),
     ("the answer is 15 bags * 8 = 120 pints", "120"), ("The answer is therefore 3.", "3"),
     ("The answer is 18 (twice 9).", "18"), ("THE ANSWER IS 18", "18"), ("The answer is 18 or so",
-    "18"),
+     "18"),
     ("The answer is 3. Wait. The answer is 4.", "4"),
     ("The answer is 4. I know this answer is right.", "4"),
     ("The answer is 4.\nQuestion: what?\nAnswer:\nThe answer is 5.", "4"),
     ("The answer is 4.\n\nQ: what?\nA: 5", "4"),
-    ("", None), ("It is 18.", None), ("2 + 2 = 4", None), ("The answer is", None),
+    ("It is $18.00, so it is $18.00", "18"), ("So, it is 18.", "18"),
+    ("So it is 18 o'clock.\nThen he leaves.", None),  # not the last line
+    ("Question: 2 and 3?\nAnswer:\n2 + 3 = 5. The answer is 5.", "5"),  # the prompt echoed back
+    ("Question: 2 and 3?\nAnswer:\n", None), ("Question: 2?\nAnswer:\nQuestion: 3?\n5", None),
+    ("Question: 2?\nAnswer:\nThe answer is 5.\nQuestion: 3?\nAnswer:\nThe answer is 6.", "5"),
+    ("The answer is 72 apples", "72"), ("The answer is 3.5 km/h", "3.5"),
+    ("The answer is about 60 miles per hour", "60"), ("The answer is 3 is not 4", "3"),
+    ("", None), (" \n", None), ("None", None), ("The answer is none.", None),
+    ("It is 18.", None), ("2 + 2 = 4", None), ("The answer is", None),
     ("Question: 2?\nThe answer is 5.", None), ("The answer is not 18.", None),
     ("The answer is 3 or 4.", None), ("The answer is 3 or 4 or 5", None),
     ("The answer is x = 3 or x = 4", None), ("The answer is 3 and 4", None),
@@ -163,7 +216,9 @@ def test_load_problems_converts_the_columns_of_the_hub():
     ("The answer is 48 + 24", None), ("The answer is 3 * 4.", None), ("The answer is 12:30", None),
     ("The answer is 1.2.3", None), ("The answer is 1,23", None), ("The answer is 1 1/2", None),
     ("The answer is 1/0", None), ("The answer is 1e400", None), ("The answer is nan", None),
-    ("The answer is inf.", None), ("The answer is ५", None), ("The answer is １８", None),
+    ("The answer is inf.", None), ("The answer is -inf", None), ("The answer is infinity", None),
+    ("The answer is A or B or C.", None), ("The answer is 5. The answer is 3 or 4.", None),
+    ("The answer is ५", None), ("The answer is １８", None),
     ("The answer is ²", None), ("The answer is " + "9" * 10**6, None), ("team A: 5", None),
 ])
 def test_extract_answer_reads_what_is_stated(response, answer):
@@ -172,13 +227,16 @@ def test_extract_answer_reads_what_is_stated(response, answer):
 
 @pytest.mark.parametrize("response, answer", [
     ("The answer is (B).", "b"), ("answer: b", "b"), ("The answer is B", "b"), ("The answer is e.",
-    "e"),
+     "e"),
     ("\\boxed{C}", "c"), ("\\boxed{\\text{C}}", "c"), ("The answer is b ) 27.675", "b"), ("#### a",
-    "a"),
+     "a"),
     ("The answer is option D.", "d"), ("The answer is B because it is 4.", "b"), ("A: c", "c"),
     ("The answer is (A). The answer is (B).", "b"), ("The answer is f.", None),
     ("The answer is a number.", None), ("The answer is (B) or (C).", None),
-    ("The answer is b or c", None),
+    ("The answer is b or c", None), ("The answer is A or B or C.", None),
+    ("The answer is (A). The answer is B or C.", None), ("The answer is A, B or C", None),
+    ("The answer is (A). The answer is a number.", "a"), ("The answer is (B), a number.", "b"),
+    ("The answer is A/B", None), ("The answer is (A)(B)", None), ("The answer is B & C", None),
     ("The answer is a, b", None), ("The answer is because.", None), ("The answer is 3.", None),
     ("b", None),
 ])
@@ -248,9 +306,29 @@ def test_is_correct_on_every_program_of_svamp():
 def test_load_problems_reads_the_letters_of_mathqa():
     rows = load_problems(str(DATA / "mathqa_test_set.json"), "test")
     assert len(rows) == 600 and set(rows["answer"]) == set("abcde")
-    assert all(reward(f"The answer is {row['answer'].upper()}.", row["answer"], "nl",
-    "abcde") == 1.0
+    assert all(reward(f"The answer is {row['answer'].upper()}.", row["answer"], "nl", "abcde") == 1
                for row in rows)
+
+
+@needs_data
+@pytest.mark.parametrize("name, count", [
+    ("gsm8k_train.jsonl", 7473), ("gsm8k_test.jsonl", 1319), ("svamp_nl.json", 3076),
+    ("svamp_python_sdp.json", 1500), ("svamp_test_set.json", 1000), ("mathqa_test_set.json", 600)])
+def test_reward_of_every_gold_answer_against_itself(name, count):
+    rows = read_json(name)
+    golds = [row["answer_value"] if "answer_value" in row else row["answer"] for row in rows]
+    scores = verifier.reward_func([f"The answer is {gold.split('#### ')[-1]}." for gold in golds],
+                                  golds)
+    assert scores == [1.0] * count
+
+
+@needs_data
+def test_load_problems_takes_svamp_and_its_test_set_as_released():
+    for name, total in ("svamp_nl.json", 3076), ("svamp_python_sdp.json", 1500):
+        rows = {split: load_problems(str(DATA / name), split) for split in verifier.SPLITS}
+        held = set(rows["dev"]["question"])
+        assert len(rows["test"]) == 1000 and len(rows["dev"]) == min(200, total // 10)
+        assert not held & set(rows["train"]["question"])
 
 
 # ---- scoring --------------------------------------------------------------------------------
@@ -284,6 +362,44 @@ def test_reward_pays_nothing_for_a_wrong_letter():
     assert reward("def solution():\n    crash", "b", "program", "abcde") == 0.0
 
 
+def test_reward_func_scores_as_trl_calls_it():
+    score = verifier.reward_func
+    texts = ["The answer is 18.", "The answer is 17.", "It is 18."]
+    assert score(texts, ["18", "18", "18"]) == [1.0, 0.1, 0.0]
+    assert score(completions=texts, answer=["so\n#### 18"] * 3, prompts=["Q"] * 3, cot=["x"] * 3,
+                 completion_ids=[[1]] * 3, trainer_state=None) == [1.0, 0.1, 0.0]
+    assert score([[{"role": "assistant", "content": text}] for text in texts], [18, 18, 18],
+                 prompts=[[{"role": "user", "content": "How many?"}]] * 3) == [1.0, 0.1, 0.0]
+    assert score(["The answer is (B).", "The answer is (C).", "The answer is 3."],
+                 ["B", "b", "b"]) == [1.0, 0.0, 0.0]
+    programs = ["def solution():\n    return 18", "def solution():\n    return 17", texts[0]]
+    assert score(programs, ["18"] * 3, prompts=[format_prompt("How many?", "program")] * 3) == [
+        1.0, 0.1, 0.0]
+    assert score(programs[:1], ["18"], prompts=[format_prompt("How many?")]) == [0.0]
+    with pytest.raises(ValueError, match="soon"):
+        score(texts, ["18", "soon", "18"])
+    with pytest.raises(ValueError):
+        score(texts, ["18"])
+
+
+def test_reward_func_drives_trl(tmp_path):
+    """Two steps of TRL's GRPO, with the rule as its reward."""
+    trl = pytest.importorskip("trl", reason="TRL is not installed")
+    problems = load_problems("word_problems", "train", limit=8)
+    prompts = [{"prompt": format_prompt(row["question"]), "answer": row["answer"]}
+               for row in problems]
+    trainer = trl.GRPOTrainer(
+        model=str(Path(verifier.__file__).parent / "data" / "base_model"),
+        reward_funcs=verifier.reward_func, train_dataset=datasets.Dataset.from_list(prompts),
+        args=trl.GRPOConfig(output_dir=str(tmp_path), max_steps=2, num_generations=4, bf16=False,
+                            per_device_train_batch_size=8, max_completion_length=16, use_cpu=True,
+                            report_to="none", save_strategy="no", logging_steps=1))
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert len(logged) == 2
+    assert all(0 <= entry["rewards/reward_func/mean"] <= 1 for entry in logged)
+
+
 def test_careful_share_tells_the_styles_apart():
     short, careful = "47 + 28 = 75. The answer is 75.", "47 + 28: 7 + 8 = 15. The answer is 75."
     assert careful_share([short, careful, careful, "75 x 3: 70 x 3 = 210"]) == 0.75
@@ -294,215 +410,29 @@ def test_careful_share_tells_the_styles_apart():
 
 
 def test_main_shows_how_a_response_was_read(capsys):
-    main(["--answer", "18", "The answer is $18.00."])
-    shown = capsys.readouterr().out
-    assert "'18.00.'" in shown and "equal" in shown and shown.rstrip().endswith("1.0")
-    main(["--answer", "18", "--cot", "program", "def solution():\n    return 17"])
-    shown = capsys.readouterr().out
-    assert "returns  17" in shown and "unequal" in shown and shown.rstrip().endswith("0.1")
-
-
-# ---- running programs -----------------------------------------------------------------------
-
-def solution(body):
-    return "def solution():\n" + "".join(f"    {line}\n" for line in body.splitlines())
-
-
-@pytest.mark.parametrize("body, value", [
-    ("return 75 * 3", "225"), ("total = 47 + 28\nreturn total * 3", "225"), ("return 5 / 2", "2.5"),
-    ("return 6 / 2", "3"), ("return -7 // 2", "-4"), ("return -7 % 3", "2"), ("return 2 ** 10",
-    "1024"),
-    ("return 7 - 10", "-3"), ("return 2 ** -1", "0.5"), ("return 0.1 + 0.2", "0.30000000000000004"),
-    ("t = 0\nfor i in range(5):\n    t += i\nreturn t", "10"),
-    ("t = 0\nwhile True:\n    t += 1\n    if t < 5:\n        continue\n    break\nreturn t", "5"),
-    ("n = 0\nwhile n < 3:\n    n += 1\nelse:\n    n = 9\nreturn n", "9"),
-    ("for i in [1, 2]:\n    if i == 2:\n        break\nelse:\n    return 9\nreturn i", "2"),
-    ("for i in [1, 2]:\n    pass\nelse:\n    return 9\nreturn i", "9"),
-    ("for i in range(3):\n    for j in range(3):\n        if j == 1:\n            break\n"
-     "return i * 10 + j", "21"),
-    ("for i in range(10**6):\n    if i > 20:\n        return i", "21"),
-    ("if 3 > 4:\n    return 1\nelif 3 > 2:\n    return 2\nelse:\n    return 3", "2"),
-    ("xs = [3, 1, 2]\nxs.append(9)\nxs.sort()\nreturn xs[0] + xs[-1] * 10", "91"),
-    ("xs = [1]\nys = xs\nys += [2]\nreturn len(xs)", "2"), ("return sum([1, 2, 3][1:])", "5"),
-    ("d = {'a': 1}\nd['b'] = 5\nd['b'] += 1\nreturn sum(d.values()) + d.get('c', 10)", "17"),
-    ("return sum(v for k, v in {'a': 1, 'b': 2}.items() if k != 'a')", "2"),
-    ("return len({x % 3 for x in range(10)})", "3"), ("return {i: i * i for i in range(4)}[3]",
-    "9"),
-    ("return sum([x * y for x in range(3) for y in range(3) if x != y])", "4"),
-    ("x = 7\nreturn len(f'{x:>5}{x / 2:.2f}{x!r}')", "10"), ("return int(f'{12}{3}')", "123"),
-    ("def add(a, b=10):\n    return a + b\nreturn add(1) + add(1, b=2)", "14"),
-    ("def f(n):\n    return 1 if n < 2 else n * f(n - 1)\nreturn f(10)", "3628800"),
-    ("def f(n):\n    if n == 0:\n        return 0\n    return n + f(n - 1)\nreturn f(75)", "2850"),
-    ("x = 1\ndef f():\n    return x + 1\nx = 5\nreturn f()", "6"),
-    ("return (lambda a, b: a - b)(5, b=2)", "3"),
-    ("x = 10\nx -= 1\nx *= 4\nx //= 5\nx **= 2\nx %= 10\nreturn x", "9"),
-    ("return 5 if 1 < 2 < 3 else 6", "5"), ("return 5 if 1 < 3 < 2 else 6", "6"), ("return 0 or 4",
-    "4"),
-    ("return 3 and 4", "4"), ("return 5 if not 0 and 2 in [1, 2] and 3 not in (1,) else 6", "5"),
-    ("a, (b, c) = 1, (2, 3)\na, b = b, a\nreturn a * 100 + b * 10 + c", "213"),
-    ("a = b = 4\nreturn a + b", "8"),
-    ("import math\nreturn math.ceil(7 / 2) + math.floor(3.9) + math.sqrt(16)", "11"),
-    ("from math import factorial as f, comb\nreturn f(5) + comb(5, 2)", "130"),
-    ("import math as m\nreturn m.gcd(12, 18) + m.lcm(4, 6) + m.prod([2, 3]) + m.perm(4, 2)", "36"),
-    ("return round(2.567, 1) + round(7.6)", "10.6"), ("return round(1250, -2)", "1200"),
-    ("return int('12') + int(3.9)", "15"),
-    ("return max([3, 9, 4], key=lambda x: -x) + min(5, 2)", "5"),
-    ("return sorted([1, 3, 2], reverse=True)[0]", "3"),
-    ("return sum(map(int, '1 2 3'.split(' ')))", "6"),
-    ("return len(list(filter(lambda x: x > 1, [1, 2, 3])))", "2"),
-    ("t = 0\nfor i, (a, b) in enumerate(zip([1, 2], [3, 4]), 1):\n    t += i * a * b\nreturn t",
-    "19"),
-    ("return len('-'.join(['a', 'b']).upper().replace('A', 'xyz'))", "5"),
-    ("return 'abcab'.count('ab')", "2"),
-    ("return [1, 2, 3, 4][::-1][0] + len('abcdef'[1:3])", "6"), ("sum = 3\nreturn sum", "3"),
-    ("x: int = 4\nreturn x", "4"), ("print('so', 3)\nreturn 3", "3"),
-    ("return abs(-3) + pow(2, 3) + divmod(7, 2)[1]", "12"),
-    ("return min(*[4, 2])", "2"), ("return any([0, 1]) + all([])", "2"),
-    ("return 1 << 4 | 3 & 1 ^ 2", "19"),
-    ("xs = [0] * 3\nxs[1] = 5\nreturn sum(xs)", "5"),
-    ("t = ()\nfor x in reversed([1, 2]):\n    t += (x,)\nreturn t[0]", "2"),
-    ("return 1e3", "1000"), ("return 1e-7", "0.0000001"),
-])
-def test_run_program_gives_what_python_gives(body, value):
-    assert run_program(solution(body)) == value
-
-
-def test_run_program_finds_the_function_among_the_rest():
-    assert run_program("```python\ndef solution():\n    return 4\n```\nThat is it.") == "4"
-    assert run_program("Sure:\n```\ndef solution():\n    return 4\n") == "4"
-    assert run_program(" def solution():\n    return 4") == "4"
-    assert run_program("N = 3\ndef solution() -> int:\n    return N\nprint(solution())") == "3"
-    guard = "if __name__ == '__main__':\n    solution(1, 2)"
-    assert run_program(solution("return 4") + guard) == "4"
-    assert run_program('def solution():\n    """Why "\\d"?"""\n    return 4') == "4"
-
-
-ATTACKS = [solution(body) for body in (
-    "while True:\n    pass", "while 1:\n    x = 1", "for i in range(10**12):\n    pass",
-    "for i in range(10**6):\n    for j in range(10**6):\n        pass", "return sum(range(10**12))",
-    "return len([0 for i in range(10**12)])", "return sum(1 for i in range(10**12))",
-    "return max(range(10**12))",
-    "return len(list(range(10**12)))", "return len('a' * 10**12)", "return len([0] * 10**12)",
-    "return len((0,) * 10**12)", "return len(10**12 * 'a')", "s = 'a'\nwhile True:\n    s += s",
-    "s = 'a'\nfor i in range(60):\n    s = s + s\nreturn len(s)",
-    "xs = [1]\nwhile True:\n    xs = xs + xs",
-    "xs = [1]\nwhile True:\n    xs += xs", "xs = [1]\nwhile True:\n    xs.extend(xs)",
-    "xs = [1]\nfor x in xs:\n    xs.append(x)",
-    "d = {}\ni = 0\nwhile True:\n    d[i] = [0] * 1000\n    i += 1",
-    "xs = []\nwhile True:\n    xs = [xs, xs]",
-    "xs = [0]\nfor i in range(30):\n    xs = [xs] * 1000\nreturn len(str(xs))",
-    "xs = []\nwhile True:\n    xs.append('x' * 9999)",
-    "a, b = (0,), (0,)\nfor i in range(60):\n    a, b = (a, a), (b, b)\nreturn 1 if a == b else 2",
-    "a = (0,)\nfor i in range(60):\n    a = (a, a)\nreturn len({a: 1})",
-    "xs = []\nxs.append(xs)\nreturn 1 if xs == [xs] else 2",
-    "a = (0,)\nfor i in range(9000):\n    a = (a,)\nreturn len({a})",
-    "xs = []\nxs.append(xs)\nreturn max(xs, xs)",
-    "xs = [0]\nfor i in range(60):\n    xs = list(zip(xs, xs))\nreturn len(set(xs))",
-    "return 9 ** 9 ** 9", "return 2 ** 10 ** 9",
-    "x = 9\nwhile True:\n    x *= x", "return 1 << 10 ** 9", "return pow(9, 9 ** 9)",
-    "return pow(3, 9 ** 999, 7)",
-    "import math\nreturn math.factorial(10**6)", "import math\nreturn math.comb(10**6, 5 * 10**5)",
-    "import math\nreturn math.perm(10**6, 10**5)", "import math\nreturn math.prod(range(1, 9000))",
-    "return round(5, -10**9) + 10**5000", "def f(n):\n    return f(n + 1)\nreturn f(0)",
-    "f = lambda: f()\nreturn f()",
-    "def f(x):\n    return max([1, 2], key=f)\nreturn f(1)",
-    "def f(x):\n    return list(map(f, [1]))\nreturn f(1)",
-    "def f(n):\n    return f(n - 1) + f(n - 1) if n else 1\nreturn f(50)",
-    "return (lambda f: f(f))(lambda f: f(f))",
-    "import os\nos.mkdir('harm')\nreturn 1", "open('harm', 'w')\nreturn 1",
-    "return __import__('os').system('touch harm')",
-    "from os import system\nreturn system('touch harm')", "import math.os\nreturn 1",
-    "from math import *\nreturn 1",
-    "return len(().__class__.__bases__)", "return len([].__len__.__self__)",
-    "return len('{0.__class__}'.format(1))",
-    "import math\nreturn len(math.__dict__)", "return sum.__globals__", "return solution.__code__",
-    "return (1).real",
-    "return len(f'{1!r:>99999999}')", "return len(f'{1:>{10**9}}')", "return len('%99999999d' % 1)",
-    "return len(f'{1.5:.99999999f}')",
-    "exit()", "quit()\nreturn 1", "raise SystemExit", "raise Exception", "assert False\nreturn 1",
-    "while 1:\n    try:\n        while 1:\n            pass\n    except:\n        pass",
-    "return eval('1')", "exec('x = 1')\nreturn 1",
-    "return compile('1', '', 'eval')", "return globals()", "return getattr(1, 'real')",
-    "return type(1)", "return input()",
-    "return breakpoint()", "return help()", "global x\nx = 1\nreturn x",
-    "x = 1\ndef f():\n    nonlocal x\n    x = 2\nf()\nreturn x",
-    "class A:\n    pass\nreturn 1", "with open('harm') as f:\n    return 1", "del x\nreturn 1",
-    "yield 1", "async def f():\n    pass\nreturn 1",
-    "return max(*range(10**12))", "return max(*'a' * 10**9)",
-    "def f(*a):\n    return 1\nreturn f(*[0] * 10**9)",
-    "return len([*[0] * 9999, *[0] * 9999])", "return float('nan')", "return float('inf')",
-    "return 1e400", "return -1e400 + 1e400",
-    "return 10 ** 1000", "return 1e300", "return [1]", "return (1,)", "return None", "return",
-    "return '75'", "return True", "return len",
-    "return 1 < 2", "return lambda: 1", "return solution", "return {1}", "return {}",
-    "return range(3)", "return b'1'", "return 1j",
-    "return (-8) ** 0.5", "return ...", "return int('9' * 10**6)", "return int('9' * 9999)",
-    "return int(" + "9" * 4000 + ")",
-    "return " + "9" * 10**6, "return " + "(" * 3000 + "1" + ")" * 3000,
-    "return " + "(" * 150 + "1" * 500 + ")" * 150, "return " + "-" * 9000 + "1",
-    "return " + "1+" * 4000 + "1", "return " + "not " * 2000 + "1",
-    "return a" + "[0]" * 3000, "return " + "lambda:" * 1300 + "1",
-    "return 1 / 0", "return [1][5]", "return {}['a']", "return missing", "return 'a' + 1",
-    "return 1 = 2", "return 'a' * 'a' * 9999",
-    "xs = [1, 2]\nxs[0:0] = range(10**9)\nreturn len(xs)", "a, b = range(10**12)\nreturn a",
-    "a, *b = range(10**12)\nreturn a",
-    "x = 10\nreturn [missing for i in [1]]", "return len(list(map(lambda x: missing, [1])))",
-    "\x00", "return '\ud800'", "ｅｘｉｔ()\nreturn '١'",
-    "return len('a'.replace('', 'b' * 9999).replace('', 'b' * 9999))",
-    "return len(('b' * 9999).join('a' * 9999))",
-    "xs = [[0] * 5000, [1] * 5000]\nwhile True:\n    xs == [xs[0] + [], xs[1] + []]",
-    "return sum([[0] * 9999] * 9999, [])[0:1]",
-    "n = 'a' * 9999\nwhile True:\n    n.strip(n)", "return solution(1)",
-    "return 3 if (n := 5) > 4 else n",
-)] + ["", "x = 5", "solution = 5", "solution = None", "def solve():\n    return 1",
-"def solution(x):\n    return 1", "def solution(): return",
-      "@print\ndef solution():\n    return 1", "class solution:\n    pass",
-      "def solution():\nreturn 1", "\x00" * 100, "def" * 10**6, "(" * 10**6,
-      "\ud800", "async def solution():\n    return 1", "while True: pass",
-      "from __future__ import braces", "```", "``````", None, 5, b"x"]
-
-
-def test_run_program_survives_every_attack(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    run_program(solution("return 1"))
-    before, limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, sys.getrecursionlimit()
-    for attack in ATTACKS:
-        start = time.perf_counter()
-        assert run_program(attack) is None, attack
-        assert time.perf_counter() - start < 2, attack
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown / (2 ** 20 if sys.platform == "darwin" else 2 ** 10) < 50  # MB
-    assert list(tmp_path.iterdir()) == [] and sys.getrecursionlimit() == limit
-    assert capfd.readouterr() == ("", "")
-
-
-def test_run_program_ends_colliding_hashes_in_time():
-    same_hash = "xs = [k * (2 ** 61 - 1) for k in range(5000)]\n"
-    start = time.perf_counter()
-    run_program(solution(same_hash + "return len(set(xs)) + len({x: 1 for x in xs})"))
-    assert time.perf_counter() - start < 2
-
-
-def test_run_program_heeds_its_timeout():
-    start = time.perf_counter()
-    assert run_program(solution("while True:\n    pass"), timeout=0.0) is None
-    assert time.perf_counter() - start < 0.5
-    assert run_program(solution("t = 0\nfor i in range(2000):\n    t += i\nreturn t"),
-    timeout=0.0) is None
-    assert run_program(solution("t = 0\nfor i in range(2000):\n    t += i\nreturn t")) == "1999000"
-
-
-def test_run_program_decides_alike_however_deep_its_caller_stands():
-    program = solution("def f(n):\n    return 1 if n < 2 else n + f(n - 1)\nreturn f(75)")
-
-    def deeper(levels):
-        return deeper(levels - 1) if levels else run_program(program)
-    assert deeper(0) == deeper(600) == "2850"
-
-
-def test_run_program_is_fast():
-    program = solution("total = 47 + 28\nreturn total * 3")
-    start = time.perf_counter()
-    for _ in range(500):
-        run_program(program)
-    assert time.perf_counter() - start < 1
+    def shown(*argv):
+        main(list(argv))
+        return [tuple(line.split(maxsplit=1)) for line in capsys.readouterr().out.splitlines()]
+    assert shown("--answer", "18", "… so it is $18.00") == [
+        ("matched", "'so it is', the last statement of an answer"), ("stated", "'$18.00'"),
+        ("read", "as       18"), ("right", "answer  18"),
+        ("rule", "compared exactly, since both are exact: equal, 1"), ("reward", "1.0")]
+    steps = dict(shown("--answer", "18.5", "The answer is 17\n\nQuestion: what?"))
+    assert steps["left"] == ("out      15 characters: the prompt repeated, or a question "
+                             "that the model asked itself")
+    assert steps["rule"] == ("compared within 0.01, since one of them is a decimal: "
+                             "another number, 0.1")
+    steps = dict(shown("--answer", "18", "It is 18."))
+    assert "nothing" in steps["matched"] and steps["rule"] == "no answer: 0"
+    steps = dict(shown("--answer", "B", "The answer is (C)."))
+    assert steps["rule"] == "compared as letters: another letter, 0" and steps["reward"] == "0.0"
+    steps = dict(shown("--answer", "18", "--cot", "program", "def solution():\n    return 17"))
+    assert steps["solution()"] == "returns 17, int" and steps["reward"] == "0.1"
+    nested = "xs = [0]\n    for i in range(30):\n        xs = [xs] * 1000\n    return xs"
+    steps = dict(shown("--answer", "18", "--cot", "program", f"def solution():\n    {nested}"))
+    assert len(steps["solution()"]) < 1000
+    steps = dict(shown("--answer", "18", "--cot", "program", "def solution():\n    return x"))
+    assert steps["solution()"] == "no value (NameError: x)" and steps["reward"] == "0.0"
+    with pytest.raises(SystemExit):
+        main(["--answer", "soon", "The answer is 18."])
+    assert "--answer soon" in capsys.readouterr().err
