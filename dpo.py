@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import runs
-from eval import accuracy_table, evaluate, respond, reward_and_kl
+from eval import accuracy_table, evaluate, evaluation_flags, respond, reward_and_kl
 from figures import draw_preferences
-from generate import load_model, pad
+from generate import encode_prompts, load_to_train, pad
 from sft import add_warmup_flags, warm_up
 from verifier import load_problems
 
@@ -164,9 +164,9 @@ def encode(tokenizer, pairs, max_length):
     def response(text):
         ids, eos = tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id
         return ids[:ids.index(eos) + 1] if eos in ids else ids + [eos]
-    encoded = [{"prompt": tokenizer(pair["prompt"])["input_ids"],
-                "chosen": response(pair["chosen"]), "rejected": response(pair["rejected"])}
-               for pair in pairs]
+    prompts = encode_prompts(tokenizer, [pair["prompt"] for pair in pairs])
+    encoded = [{"prompt": prompt, "chosen": response(pair["chosen"]),
+                "rejected": response(pair["rejected"])} for prompt, pair in zip(prompts, pairs)]
     return [p for p in encoded if p["chosen"] != p["rejected"]
             and len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])) <= max_length]
 
@@ -216,8 +216,6 @@ def parse_args(argv=None):
     flags.add_argument("--epochs", type=runs.number(int, 1), default=2, help="over the pairs [1]")
     flags.add_argument("--batch-size", type=runs.number(int, 1), default=64,
                        help="pairs an optimizer step [64]")
-    flags.add_argument("--micro-batch-size", type=runs.number(int, 1), default=32,
-                       help="pairs at once; the gradient is the batch's")
     flags.add_argument("--lr", type=runs.number(float, above=0), default=2e-4, help="peak [1e-6]")
     flags.add_argument("--max-grad-norm", type=runs.number(float, above=0), default=1.0,
                        help="[10]")
@@ -266,7 +264,7 @@ def main(argv=None):
     args.warmup = args.warmup or args.model if on_pairs_alone else warm_up(args)
     runs.set_seed(args.seed)
     # In eval mode, and it stays there: with dropout the policy would not start at its reference.
-    policy, tokenizer = load_model(args.warmup, args.device)
+    policy, tokenizer = load_to_train(args.warmup, args)
     reference = copy.deepcopy(policy).requires_grad_(False) if args.eval_samples else None
     if not on_pairs_alone:
         train, dev, test = (load_problems(args.task, split, args.limit)
@@ -275,8 +273,8 @@ def main(argv=None):
     # Pairs: the warm-up's samples, labelled by the rule; or those of a file
     began, metrics = time.time(), {"step": 0, "tokens": 0}
     if texts is None:
-        responses = respond(policy, tokenizer, train, args.cot, args.max_new_tokens, args.samples,
-                            temperature=1.0, seed=args.seed)
+        responses = respond(policy, tokenizer, train, n=args.samples, temperature=1.0,
+                            seed=args.seed, **evaluation_flags(args))
         texts, counts = make_pairs(responses, args.samples, args.pairs_per_question)
         metrics |= {"questions": len(train), "samples": len(responses)}
         print("pairs: {pairs:,} from {paired:,} of {questions:,} questions ({all_right:,} had only "
@@ -299,7 +297,8 @@ def main(argv=None):
         runs.write_lines(args.out, "pairs.jsonl", texts)
 
     # log pi_ref of every response, once: the reference never changes
-    pairs, *held_out = (with_reference_logps(policy, part, args.micro_batch_size)
+    at_once = max(1, args.micro_batch_size // 2)  # a pair is two responses
+    pairs, *held_out = (with_reference_logps(policy, part, at_once)
                         for part in encoded)
     if on_pairs_alone:
         dev, test = held_out
@@ -307,13 +306,13 @@ def main(argv=None):
 
     def measure(model, held_out):
         if on_pairs_alone:
-            return measure_pairs(model, held_out, args.micro_batch_size)
-        return evaluate(model, tokenizer, held_out, args.cot, args.max_new_tokens)
+            return measure_pairs(model, held_out, at_once)
+        return evaluate(model, tokenizer, held_out, **evaluation_flags(args))
 
     def measure_dev():
         measured = measure(policy, dev)
-        point = reward_and_kl(policy, reference, tokenizer, dev, args.cot, args.max_new_tokens,
-                              args.eval_samples) if args.eval_samples else {}
+        point = reward_and_kl(policy, reference, tokenizer, dev, args.eval_samples,
+                              **evaluation_flags(args)) if args.eval_samples else {}
         return {f"dev_{name}": measured[name] for name in ["accuracy", "chosen_logp"]
                 if name in measured} | point
 
@@ -337,8 +336,8 @@ def main(argv=None):
             batch = sorted(pairs[first:first + args.batch_size],
                            key=lambda p: max(len(p["chosen"]), len(p["rejected"])))
             sums = Counter()
-            for at in range(0, len(batch), args.micro_batch_size):
-                part = batch[at:at + args.micro_batch_size]
+            for at in range(0, len(batch), at_once):
+                part = batch[at:at + at_once]
                 chosen_logps, rejected_logps = pair_logps(policy, part)
                 ref_chosen_logps, ref_rejected_logps, chosen_tokens = torch.tensor(
                     [[p["ref_chosen"], p["ref_rejected"], len(p["chosen"])] for p in part],
@@ -389,7 +388,7 @@ def main(argv=None):
 
     policy.load_state_dict(best_weights)
     runs.save_model(args.out, policy, tokenizer)
-    after, (warmup, _) = measure(policy, test), load_model(args.warmup, args.device)
+    after, (warmup, _) = measure(policy, test), load_to_train(args.warmup, args)
     before = measure(warmup, test)
     result = {"test_accuracy": after["accuracy"], "dev_accuracy": best["dev_accuracy"],
               "best_step": best["step"], "warmup_test_accuracy": before["accuracy"],

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 import figures
 import runs
-from generate import generate, generate_rows, load_model, pad  # noqa: F401 (eval.generate)
+from generate import (encode_prompts, generate, generate_rows, load_model,  # noqa: F401 (generate)
+                      pad)
 from verifier import (careful_share, choices_of, extract_answer, format_prompt, load_problems,
                       score)
 
@@ -61,9 +62,16 @@ def summarize(responses):
         "careful": careful_share([r["response"] for r in responses], responses[0]["cot"])}
 
 
-def evaluate(model, tokenizer, problems, cot="nl", max_new_tokens=100):
+def evaluate(model, tokenizer, problems, cot="nl", max_new_tokens=100, batch_size=256):
     """The greedy responses to `problems`, summarized."""
-    return summarize(respond(model, tokenizer, problems, cot, max_new_tokens))
+    return summarize(respond(model, tokenizer, problems, cot, max_new_tokens,
+                             batch_size=batch_size))
+
+
+def evaluation_flags(args):
+    """The arguments of `respond` and `evaluate` that are a run's flags."""
+    return dict(cot=args.cot, max_new_tokens=args.max_new_tokens,
+                batch_size=args.generate_batch_size)
 
 
 @torch.no_grad()
@@ -80,7 +88,7 @@ def response_kl(model, reference, tokenizer, responses, batch_size=64):
                     use_cache=False, logits_to_keep=n_response + 1).logits
         return logits[:, :-1].float().log_softmax(-1)  # (batch, n_response, vocab)
 
-    prompts = tokenizer([r["prompt"] for r in responses])["input_ids"]
+    prompts = encode_prompts(tokenizer, [r["prompt"] for r in responses])
     examples = [(prompt, r["ids"]) for prompt, r in zip(prompts, responses)]
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i][1]))  # longest first
     kl = torch.zeros(len(examples))
@@ -103,10 +111,10 @@ def mean_and_error(values, n):
     return of_problems.mean().item(), (of_problems.std() / len(of_problems) ** 0.5).item()
 
 
-def reward_and_kl(model, reference, tokenizer, problems, cot, max_new_tokens, n, seed=0):
+def reward_and_kl(model, reference, tokenizer, problems, n, seed=0, **how):
     """A point of the reward-KL frontier, of n samples at T = 1 to each dev problem: dev_reward
-    (mean score), dev_kl (nats a response) and their standard errors."""
-    responses = respond(model, tokenizer, problems, cot, max_new_tokens, n, 1.0, seed)
+    (mean score), dev_kl (nats a response) and their standard errors. how: evaluation_flags."""
+    responses = respond(model, tokenizer, problems, n=n, temperature=1.0, seed=seed, **how)
     kl, kl_error = mean_and_error(response_kl(model, reference, tokenizer, responses), n)
     mean, error = mean_and_error([r["score"] for r in responses], n)
     return {"dev_reward": mean, "dev_reward_error": error, "dev_kl": kl, "dev_kl_error": kl_error}
@@ -226,21 +234,24 @@ def cost_of(folder):
         "peak_memory_mb": runs.read_json(folder, "result.json")["peak_memory_mb"]}
 
 
-def measure(model, tokenizer, problems, flags, samples, warmup, generations):
+def measure(model, tokenizer, problems, flags, args, warmup, generations):
     """All that is to be known of one model, as a dict; each response is saved in `generations`.
 
-    flags: cot, max_new_tokens and seed. warmup: the model that KL is measured from, or None.
+    flags: cot, max_new_tokens and dtype, the run's own unless args has them. warmup: the model that
+    KL is measured from, or None.
     """
-    how = dict(cot=flags["cot"], max_new_tokens=flags["max_new_tokens"])
+    samples, how = args.samples, dict(cot=flags["cot"], max_new_tokens=flags["max_new_tokens"],
+                                      batch_size=args.generate_batch_size)
     greedy, sampled = respond(model, tokenizer, problems, **how), []
     measured = summarize(greedy) | {"correct": [int(r["score"] == 1) for r in greedy]}
     if samples:
         sampled = respond(model, tokenizer, problems, **how, n=samples, temperature=1.0,
-                          seed=flags["seed"])
+                          seed=args.seed)
         of_problems = [sampled[at:at + samples] for at in range(0, len(sampled), samples)]
         measured["pass_at"], measured["maj_at"] = at_k(of_problems, samples)
         if warmup is not None:
-            kl = response_kl(model, load_model(warmup, model.device)[0], tokenizer, sampled)
+            reference, _ = load_model(warmup, args.device, flags["dtype"])
+            kl = response_kl(model, reference, tokenizer, sampled, args.micro_batch_size)
             measured["kl"], measured["kl_error"] = mean_and_error(kl, samples)
     runs.write_lines(generations.parent, generations.name, [
         {"decoding": name, **{key: x for key, x in r.items() if key != "ids"},
@@ -324,18 +335,18 @@ def compare(args):
         bar.set_description(folder)
         own = flags_of(folder)
         flags = {name: getattr(args, name) or own.get(name, usual) for name, usual in [
-            ("task", "word_problems"), ("cot", "nl"), ("limit", None), ("max_new_tokens", 100)]}
+            ("task", "word_problems"), ("cot", "nl"), ("limit", None), ("max_new_tokens", 100),
+            ("dtype", "float32")]}
         if flags["task"] == "none":
             runs.stop(f"{folder} was trained on pairs alone: name a --task to measure it on")
         problems = load_problems(flags["task"], args.split, flags["limit"])
-        model, tokenizer = load_model(folder, args.device)
+        model, tokenizer = load_model(folder, args.device, flags["dtype"])
         generations = Path(args.out) / "generations" / f"{i}-{Path(folder).name}.jsonl"
         runs.make_folder(generations.parent)
         measured[folder] = {
             **flags, "split": args.split, "problems": len(problems), "cost": cost_of(folder),
             "generations": str(generations),
-            **measure(model, tokenizer, problems, flags | {"seed": args.seed}, args.samples,
-                      warmup_of(folder), generations)}
+            **measure(model, tokenizer, problems, flags, args, warmup_of(folder), generations)}
     text = tables(measured)
     notes = ("[]: 95% interval, of one run Wilson's, of seeds and of differences by bootstrap; ±: "
              "standard deviation of the seeds, of the KL the standard error of one of them")
@@ -432,7 +443,7 @@ def main(argv=None):
                         help="train ReFT and DPO at several prices of KL and draw reward against "
                         "KL; interrupted, it goes on where it was")
     # A run is measured on the task it was trained on, unless the flags say otherwise.
-    parser.set_defaults(model=None, task=None, cot=None, max_new_tokens=None, out=None)
+    parser.set_defaults(model=None, task=None, cot=None, max_new_tokens=None, dtype=None, out=None)
     args = parser.parse_args(argv)
     args.out = args.out or ("out/frontier" if args.frontier else "out/compare")
     if args.rescore:

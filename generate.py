@@ -3,10 +3,13 @@
 What every script does in the same way, since a difference here would be one between algorithms.
 """
 
+import functools
 from pathlib import Path
 
 import torch
 import transformers
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import runs
 
@@ -35,6 +38,42 @@ def load_model(path, device=None, dtype=None):
     if tokenizer.eos_token_id is None:
         runs.stop(f"{path}: its tokenizer has no EOS token, so no response could end")
     return model.to(runs.pick_device(device or "auto")).eval(), tokenizer
+
+
+def load_to_train(path, args):
+    """load_model with a training run's flags. Under --dtype bfloat16 the weights are float32 and
+    only the forward pass is bfloat16: of a weight of 0.02, bfloat16 cannot hold steps below 6e-5.
+    """
+    model, tokenizer = load_model(path, args.device)
+    if args.dtype == "bfloat16":
+        model.forward = functools.partial(in_bfloat16, model.forward)
+    if args.gradient_checkpointing:
+        checkpoint_layers(model)
+    return model, tokenizer
+
+
+def in_bfloat16(forward, input_ids, **inputs):
+    with torch.autocast(input_ids.device.type, torch.bfloat16):
+        return forward(input_ids=input_ids, **inputs)
+
+
+def checkpoint_layers(model):
+    """Gradient checkpointing that works in eval mode, where transformers' own does nothing: PPO and
+    DPO need their dropout off."""
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not layers:
+        runs.stop(f"--gradient-checkpointing: {type(model).__name__} has no layers made for it; "
+                  "leave it out")
+    for layer in layers:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def encode_prompts(tokenizer, prompts):
+    """Texts as lists of token ids: with the BOS that the model knows, if any, and without
+    the EOS that some tokenizers append, which would end the response before it begins."""
+    eos = tokenizer.eos_token_id
+    encoded = tokenizer(list(prompts))["input_ids"]
+    return [ids[:-1] if ids[-1:] == [eos] and len(ids) > 1 else ids for ids in encoded]
 
 
 def pad(examples, device):
@@ -107,7 +146,7 @@ def generate_rows(model, tokenizer, prompts, max_new_tokens, temperature=0.0, se
     if temperature > 0:
         generator = torch.Generator(model.device)
         generator.manual_seed(seed) if seed is not None else generator.seed()
-    encoded = tokenizer(list(prompts))["input_ids"]
+    encoded = encode_prompts(tokenizer, prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     responses = [None] * len(prompts)
     for start in range(0, len(order), batch_size):

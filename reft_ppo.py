@@ -25,9 +25,9 @@ from torch import nn
 from tqdm import tqdm
 
 import runs
-from eval import accuracy_table, evaluate, reward_and_kl
+from eval import accuracy_table, evaluate, evaluation_flags, reward_and_kl
 from figures import draw_curves
-from generate import generate_ids, load_model, pad
+from generate import encode_prompts, generate_ids, load_to_train, pad
 from sft import add_warmup_flags, warm_up
 from verifier import careful_share, choices_of, format_prompt, is_correct, load_problems, reward
 
@@ -200,8 +200,6 @@ def parse_args(argv=None):
                        help="questions a step, one response each [32; 256 for a 125M model]")
     flags.add_argument("--minibatch-size", type=runs.number(int, 1), default=128,
                        help="responses an optimizer step")
-    flags.add_argument("--micro-batch-size", type=runs.number(int, 1), default=64,
-                       help="responses at once in an update; the gradient is the minibatch's")
     flags.add_argument("--ppo-epochs", type=runs.number(int, 1), default=2,
                        help="updates with each rollout, U in the paper [2]")
     flags.add_argument("--lr", type=runs.number(float, above=0), default=5e-4,
@@ -273,19 +271,20 @@ def main(argv=None):
     train, dev, test = (load_problems(args.task, s, args.limit) for s in ["train", "dev", "test"])
     choices = choices_of(train)
     # In eval mode, and it stays there: with dropout the first ratio would not be 1.
-    lm, tokenizer = load_model(args.warmup, args.device)
+    lm, tokenizer = load_to_train(args.warmup, args)
     device = lm.device
     policy = PolicyWithValue(lm)
     reference = PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)  # its values are not used
     runs.open_run(args.out, vars(args), effective_batch=args.minibatch_size)
 
     def measure(model, problems):
-        return evaluate(model, tokenizer, problems, args.cot, args.max_new_tokens)
+        return evaluate(model, tokenizer, problems, **evaluation_flags(args))
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(  # 5 steps up, then down to 0
         optimizer, lambda step: min((step + 1) / 5, 1 - step / args.steps))
-    train_prompts = tokenizer([format_prompt(q, args.cot) for q in train["question"]])["input_ids"]
+    train_prompts = encode_prompts(tokenizer, [format_prompt(q, args.cot)
+                                               for q in train["question"]])
     questions = endless(list(zip(train_prompts, train["answer"])))
     generator = torch.Generator(device).manual_seed(args.seed)
     warmup_dev = best = measure(lm, dev)["accuracy"]
@@ -297,8 +296,11 @@ def main(argv=None):
 
         # On-policy sampling: one response to each question
         prompts, answers = zip(*(next(questions) for _ in range(args.batch_size)))
-        responses = generate_ids(lm, prompts, tokenizer.eos_token_id, args.max_new_tokens,
-                                 temperature=1.0, generator=generator)
+        responses = []
+        for at in range(0, len(prompts), args.generate_batch_size):
+            responses += generate_ids(lm, prompts[at:at + args.generate_batch_size],
+                                      tokenizer.eos_token_id, args.max_new_tokens,
+                                      temperature=1.0, generator=generator)
         rollout = Rollout(*pad(list(zip(prompts, responses)), device)[:3])
 
         # The rule scores them
@@ -360,8 +362,8 @@ def main(argv=None):
         if step % args.eval_every == 0 or step == args.steps:
             metrics["dev_accuracy"] = measure(lm, dev)["accuracy"]
             if args.eval_samples:
-                metrics |= reward_and_kl(lm, reference.lm, tokenizer, dev, args.cot,
-                                         args.max_new_tokens, args.eval_samples)
+                metrics |= reward_and_kl(lm, reference.lm, tokenizer, dev, args.eval_samples,
+                                         **evaluation_flags(args))
             if metrics["dev_accuracy"] > best:
                 best, best_weights = metrics["dev_accuracy"], runs.weights_of(lm)
             for i in range(2):

@@ -58,7 +58,9 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
     flags.add_argument("--model", default=str(HOME / "data" / "base_model"),
                        help="a Hugging Face folder or hub name, the model before any training here")
     flags.add_argument("--task", default="word_problems",
-                       help="word_problems, gsm8k, svamp, mathqa, a .json(l) file, or a folder")
+                       help="word_problems, the embedded one; from the hub gsm8k (openai/gsm8k), "
+                       "svamp (ChilleD/SVAMP) or mathqa (regisss/math_qa, multiple choice); a "
+                       ".jsonl or .json file, or a folder of train, dev and test.jsonl")
     flags.add_argument("--cot", default="nl", choices=["nl", "program"],
                        help="solutions in words (N-CoT) or as Python programs (P-CoT)")
     flags.add_argument("--limit", type=number(int, 1), default=None,
@@ -70,6 +72,17 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
     flags.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
                        help="auto takes cuda, else mps, else cpu")
     flags.add_argument("--out", default=out, help="the folder this run writes")
+    flags = parser.add_argument_group("memory: what a large model needs on a small device")
+    flags.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"],
+                       help="of matrix products; in training the weights stay float32, since steps "
+                       "of 1e-6 vanish in bfloat16")
+    flags.add_argument("--micro-batch-size", type=number(int, 1), default=64,
+                       help="responses at once in an update; the gradient is the whole batch's")
+    flags.add_argument("--gradient-checkpointing", action="store_true",
+                       help="keep each layer's input alone, and compute the rest again when the "
+                       "gradient is taken: a third more time")
+    flags.add_argument("--generate-batch-size", type=number(int, 1), default=256,
+                       help="responses sampled at once, in rollouts and in evaluations")
     return parser
 
 
@@ -82,8 +95,8 @@ def shared_defaults() -> dict:
 def as_argv(flags: dict) -> list[str]:
     """Those of the flags that are not a shared one at its default: ["--kl-coef=0.1", ...]."""
     usual = shared_defaults()
-    return [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()
-            if name not in usual or value != usual[name]]
+    return [f"--{name.replace('_', '-')}" + (f"={value}" if value is not True else "")
+            for name, value in flags.items() if name not in usual or value != usual[name]]
 
 
 def shared_flags(args) -> list[str]:

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import runs
-from eval import evaluate, percent
-from generate import load_model, pad
+from eval import evaluate, evaluation_flags, percent
+from generate import encode_prompts, load_to_train, pad
 from verifier import format_prompt, load_problems
 
 
@@ -33,7 +33,7 @@ def encode(tokenizer, problems, cot):
     if "" in solutions:
         runs.stop(f"--cot {cot}: problem {solutions.index('')} has no `{column}` to imitate; "
                   "choose the other --cot or another --task")
-    prompts = tokenizer([format_prompt(q, cot) for q in problems["question"]])["input_ids"]
+    prompts = encode_prompts(tokenizer, [format_prompt(q, cot) for q in problems["question"]])
     responses = tokenizer(solutions, add_special_tokens=False)["input_ids"]
     return [(p, r + [tokenizer.eos_token_id]) for p, r in zip(prompts, responses)]
 
@@ -72,12 +72,12 @@ def main(argv=None):
     start = time.time()
     runs.set_seed(args.seed)
     train, dev, test = (load_problems(args.task, s, args.limit) for s in ["train", "dev", "test"])
-    model, tokenizer = load_model(args.model, args.device)
+    model, tokenizer = load_to_train(args.model, args)
     examples = encode(tokenizer, train, args.cot)
     runs.open_run(args.out, vars(args), effective_batch=args.batch_size)
 
     def measure(problems):
-        return evaluate(model, tokenizer, problems, args.cot, args.max_new_tokens)
+        return evaluate(model, tokenizer, problems, **evaluation_flags(args))
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     per_epoch = -(-len(examples) // args.batch_size)
@@ -92,25 +92,30 @@ def main(argv=None):
         model.train()
         for first in range(0, len(examples), args.batch_size):
             began = time.time()
-            batch = pad(examples[first:first + args.batch_size], model.device)
-            loss = sft_loss(model, *batch)
-            loss.backward()
+            batch, loss = examples[first:first + args.batch_size], 0.0
+            for at in range(0, len(batch), args.micro_batch_size):
+                part = batch[at:at + args.micro_batch_size]
+                # Of the batch's response tokens, those of this part: all weigh the same
+                share = sum(len(r) for _, r in part) / sum(len(r) for _, r in batch)
+                part_loss = sft_loss(model, *pad(part, model.device)) * share
+                part_loss.backward()
+                loss += part_loss.item()
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             lr = schedule.get_last_lr()[0]
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             step += 1
-            metrics = {"step": step, "epoch": epoch, "questions": len(batch[0]),
-                       "tokens": int(batch[1].sum()),
-                       "loss": loss.item(), "lr": lr, "grad_norm": grad_norm.item(),
+            metrics = {"step": step, "epoch": epoch, "questions": len(batch),
+                       "tokens": sum(len(p) + len(r) for p, r in batch),
+                       "loss": loss, "lr": lr, "grad_norm": grad_norm.item(),
                        "seconds": time.time() - began}
             if step % per_epoch == 0:
                 metrics["dev_accuracy"] = measure(dev)["accuracy"]
                 if metrics["dev_accuracy"] > best:
                     best, best_epoch = metrics["dev_accuracy"], epoch
                     best_weights = runs.weights_of(model)
-                bar.set_postfix(epoch=epoch, loss=f"{loss.item():.3f}", dev=f"{best:.1%}")
+                bar.set_postfix(epoch=epoch, loss=f"{loss:.3f}", dev=f"{best:.1%}")
             runs.log_step(args.out, metrics)
             bar.update()
     bar.close()

@@ -9,7 +9,7 @@ from dpo import (diagnose, dpo_loss, encode, hold_out, ipo_loss, load_pairs, mak
                  measure_pairs, pair_logps, preferred_ft_loss, response_logps, split_conversation,
                  unlikelihood_loss, with_reference_logps)
 from generate import load_model
-from tests.tiny import byte_tokenizer, completions, save_tiny, tiny_lm
+from tests.tiny import KINDS, byte_tokenizer, completions, save_tiny, tiny_lm
 
 
 def numbers(*values):
@@ -142,7 +142,7 @@ def test_the_papers_baselines_by_hand():
     torch.testing.assert_close(unlikelihood_loss(chosen, rejected, 0.5), numbers(-0.5, 0.0))
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_response_logps_agrees_with_one_token_at_a_time(kind):
     """Of bare, unpadded models; prompts and responses of unequal length, one cut off, one EOS."""
     lm = tiny_lm(kind, seed=5)
@@ -200,7 +200,8 @@ def test_encode_meets_at_the_seam_and_ends_in_one_eos():
 
 
 def test_encode_begins_a_prompt_and_no_response_with_bos():
-    [pair] = encode(byte_tokenizer(bos=True), [{"prompt": "Q", "chosen": "a", "rejected": "b"}], 9)
+    tokenizer = byte_tokenizer(bos="<bos>")
+    [pair] = encode(tokenizer, [{"prompt": "Q", "chosen": "a", "rejected": "b"}], 9)
     assert pair["prompt"][0] == 258 and len(pair["prompt"]) == 2
     assert 258 not in pair["chosen"] + pair["rejected"] and len(pair["chosen"]) == 2
 
@@ -425,7 +426,7 @@ def test_main_does_not_write_over_what_it_starts_from(tmp_path, flag, capsys):
 def test_main_keeps_its_best_step(tmp_path, monkeypatch, capsys, scripted, best):
     """Dev accuracy is scripted, warm-up first: the best weights are tested and saved."""
     weights, accuracies = [], iter(scripted + [0.75, 0.25])  # last, on test: DPO and warm-up
-    def evaluate(lm, *rest):
+    def evaluate(lm, *rest, **how):
         weights.append(lm.lm_head.weight.detach().clone())
         return {"accuracy": next(accuracies), "mean_tokens": 1.0, "eos_rate": 1.0, "careful": 0.0}
     monkeypatch.setattr(dpo, "evaluate", evaluate)

@@ -164,10 +164,10 @@ def test_reward_and_kl_of_samples(tmp_path):
     is 0."""
     lm, tokenizer = load_model(save_answers(tmp_path / "m"), "cpu")
     problems = {"question": ["a", "b", "c", "d"] * 50, "answer": ["7"] * 200}
-    point = reward_and_kl(lm, lm, tokenizer, problems, "nl", 4, n=4)
+    point = reward_and_kl(lm, lm, tokenizer, problems, n=4, max_new_tokens=4)
     assert point["dev_kl"] == 0 and point["dev_kl_error"] == 0
     other = tiny_lm(vocab_size=16, seed=9, scale=0.3)
-    moved = reward_and_kl(lm, other, tokenizer, problems, "nl", 4, n=4)
+    moved = reward_and_kl(lm, other, tokenizer, problems, n=4, max_new_tokens=4)
     sampled = respond(lm, tokenizer, problems, "nl", 4, n=4, temperature=1.0, seed=0)
     expected = response_kl(lm, other, tokenizer, sampled).mean().item()
     assert moved["dev_kl"] == pytest.approx(expected, rel=1e-4) and expected > 0.1

@@ -215,7 +215,8 @@ ATTACKS = {
         "return " + "9" * 10**6, "return " + "(" * 3000 + "1" + ")" * 3000,
         "return " + "(" * 150 + "1" * 500 + ")" * 150, "return " + "-" * 9000 + "1",
         "return " + "1+" * 4000 + "1", "return " + "not " * 2000 + "1", "return a" + "[0]" * 3000,
-        "return " + "lambda:" * 1300 + "1", "\x00", "return '\ud800'", "ｅｘｉｔ()\nreturn '١'",
+        "return " + "lambda:" * 1300 + "1", "\x00", "return '\ud800'",
+        "ｅｘｉｔ()\nreturn '١'",
         "return 1 = 2"],
     "error": [
         "return 1 / 0", "return [1][5]", "return {}['a']", "return missing", "return 'a' + 1",

@@ -9,7 +9,7 @@ import reft_ppo
 from generate import generate_ids, load_model, pad
 from reft_ppo import (PolicyWithValue, Rollout, compute_gae, diagnose, logprobs_and_values,
                       micro_batches, policy_loss, score_tokens, token_rewards, value_loss, whiten)
-from tests.tiny import completions, save_answers, save_tiny, tiny_lm
+from tests.tiny import KINDS, completions, save_answers, save_tiny, tiny_lm
 
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl"
@@ -212,7 +212,7 @@ def test_policy_loss_gradient_is_that_of_the_expected_reward(baseline):
 # --- masks, padding, log-probabilities ---
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_more_left_padding_changes_no_logprob_value_or_loss(kind):
     policy = PolicyWithValue(tiny_lm(kind, seed=4))
     torch.nn.init.normal_(policy.value_head.weight)
@@ -233,7 +233,7 @@ def test_more_left_padding_changes_no_logprob_value_or_loss(kind):
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_score_tokens_agrees_with_one_token_at_a_time(kind):
     """Log-probabilities, the reference's, and values of each state, of bare models, unpadded."""
     lm, other = tiny_lm(kind, seed=5), tiny_lm(kind, seed=6)
@@ -275,7 +275,7 @@ def test_policy_with_value_starts_with_value_zero():
     assert values.shape == (1, 2) and not values.any()
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_first_minibatch_has_ratio_one(kind):
     """Also where the minibatch is cut otherwise than the scoring was and the LM knows dropout."""
     policy = PolicyWithValue(tiny_lm(kind, seed=6))
@@ -402,7 +402,7 @@ def test_main_first_update_has_ratio_one_and_gae_gets_its_flags(tmp_path, monkey
 def test_main_keeps_its_best_step_and_leaves_the_reference(tmp_path, monkeypatch, scripted, best):
     """Dev accuracy is scripted, warm-up first: the best weights are tested and saved."""
     weights, accuracies = [], iter(scripted + [0.25, 0.75])  # last, on test: warm-up and ReFT
-    def evaluate(lm, *rest):
+    def evaluate(lm, *rest, **how):
         weights.append({name: x.clone() for name, x in lm.state_dict().items()})
         return {"accuracy": next(accuracies), "mean_tokens": 1.0, "eos_rate": 1.0, "careful": 0.0}
     monkeypatch.setattr(reft_ppo, "evaluate", evaluate)

@@ -6,10 +6,10 @@ import torch
 import sft
 from generate import load_model, pad
 from sft import encode, lr_factor, sft_loss
-from tests.tiny import byte_tokenizer, save_tiny, tiny_lm
+from tests.tiny import KINDS, byte_tokenizer, save_tiny, tiny_lm
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_sft_loss_is_the_mean_over_response_tokens_eos_included(kind):
     """Against the bare model, one next-token prediction at a time; responses of unequal length."""
     lm = tiny_lm(kind, seed=1)
@@ -68,7 +68,7 @@ def test_main_learns_and_keeps_its_best_epoch(tmp_path, monkeypatch):
     """Dev accuracy is scripted to peak in epoch 2: that model must be saved, not the last."""
     model = save_tiny(tmp_path / "base")
     snapshots, scripted = [], iter([0.1, 0.5, 0.3])
-    def evaluate(lm, tokenizer, problems, *rest):
+    def evaluate(lm, tokenizer, problems, *rest, **how):
         if len(problems) != 3:  # dev has 4 problems here, test 3
             snapshots.append({k: v.clone() for k, v in lm.state_dict().items()})
             return {"accuracy": next(scripted)}

@@ -1,0 +1,178 @@
+"""Each kind of model through all three scripts; and what saves memory must not change the maths."""
+import copy
+import itertools
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import dpo
+import reft_ppo
+import runs
+import sft
+from eval import evaluate
+from generate import checkpoint_layers, encode_prompts, load_model, load_to_train, pad
+from sft import sft_loss
+from tests.tiny import BOS, KINDS, byte_tokenizer, save_tiny
+from verifier import format_prompt
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+
+def write_task(folder):
+    """A task so small that any model learns it: the answer is 3 or 4. And pairs in favour of 3."""
+    folder.mkdir()
+    questions = ["How many" + "?" * (1 + i % 8) for i in range(16)]
+    for split in ["train", "dev", "test"]:
+        rows = [{"question": question, "answer": f"{3 + i % 2}", "cot": f"A: {3 + i % 2}"}
+                for i, question in enumerate(questions)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs = [{"prompt": format_prompt(question), "chosen": "A: 3", "rejected": "A: 4"}
+             for question in questions]
+    (folder / "pairs.txt").write_text("\n".join(map(json.dumps, pairs)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_main_of_every_script_takes_every_kind(kind, tmp_path, monkeypatch):
+    """Warm-up, ReFT, DPO; EOS is learned and found, and what is saved loads as it was."""
+    ever_better = itertools.count()  # so that the warm-up keeps its last epoch
+    monkeypatch.setattr(sft, "evaluate", lambda *args, **how: evaluate(*args, **how) | {
+        "accuracy": next(ever_better) / 100})
+    base, task = save_tiny(tmp_path / "base", kind), tmp_path / "task"
+    write_task(task)
+    shared = [f"--task={task}", "--max-new-tokens=24", "--device=cpu"]
+    sft.main([*shared, f"--model={base}", "--epochs=40", "--batch-size=4", "--lr=1e-2",
+              f"--out={tmp_path / 'warmup'}"])
+    learned = runs.read_json(tmp_path / "warmup", "result.json")
+    assert learned["no_answer"] == 0
+    assert learned["mean_tokens"] == len("A: 3") + 1 and learned["eos_rate"] == 1
+
+    shared.append(f"--warmup={tmp_path / 'warmup'}")
+    reft_ppo.main([*shared, "--steps=2", "--batch-size=8", "--minibatch-size=4", "--lr=1e-6",
+                   "--micro-batch-size=3", "--generate-batch-size=5", "--dtype=bfloat16",
+                   "--gradient-checkpointing", f"--out={tmp_path / 'reft'}"])
+    first, second = runs.read_metrics(tmp_path / "reft")
+    assert first["samples"] == 8 and first["kl"] == 0
+    assert first["reward"] > 0 and first["grad_norm"] > 0
+    assert abs(second["kl"]) < 0.5 and first["approx_kl"] < 1e-4
+    dpo.main([*shared, f"--pairs={task / 'pairs.txt'}", "--epochs=3", "--batch-size=8",
+              "--lr=1e-4", f"--out={tmp_path / 'dpo'}"])
+    metrics = runs.read_metrics(tmp_path / "dpo")[1:]
+    assert metrics[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # log 2, at the reference
+    assert metrics[-1]["margin"] > 0.01
+
+    for name in ["warmup", "reft", "dpo"]:
+        assert runs.read_json(tmp_path / name, "result.json")["no_answer"] == 0
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name / "model")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name / "model")
+        assert model.dtype == torch.float32 and tokenizer.eos_token_id == 1
+        [ids] = encode_prompts(tokenizer, ["Q"])
+        bos = {None: [], "<bos>": [258], "<eos>": [1]}[BOS.get(kind)]  # once, where there is one
+        assert ids == bos + tokenizer("Q", add_special_tokens=False)["input_ids"]
+
+
+def test_encode_prompts_takes_off_an_eos_that_the_tokenizer_appends():
+    tokenizer = byte_tokenizer()
+    plain = encode_prompts(tokenizer, ["ab", "c"])
+    tokenizer = byte_tokenizer(bos="<bos>", eos=True)
+    assert tokenizer("ab")["input_ids"][-1] == 1
+    assert encode_prompts(tokenizer, ["ab", "c"]) == [[258] + ids for ids in plain]
+
+
+# --- what saves memory ---
+
+
+def args_of(*flags):
+    return sft.parse_args(["--device=cpu", *flags])
+
+
+def gradient(model, batch):
+    model.zero_grad()
+    sft_loss(model, *batch).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+BATCH = [([2, 3, 4], [5, 6, 1]), ([7], [8, 9, 10, 11, 12, 13, 1])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(kind, tmp_path):
+    """In eval mode, in which PPO and DPO train."""
+    folder, batch, kept = save_tiny(tmp_path / "m", kind), pad(BATCH, "cpu"), []
+
+    def keep(tensor):
+        kept[-1] += tensor.numel()
+        return tensor
+    gradients = []
+    for flags in [[], ["--gradient-checkpointing"]]:
+        model, _ = load_to_train(folder, args_of(*flags))
+        assert not model.training
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = sft_loss(model, *batch)
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert kept[1] < 0.7 * kept[0]
+
+
+def test_gradient_checkpointing_stops_where_the_model_has_no_layers_for_it(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        checkpoint_layers(torch.nn.Linear(2, 2))
+    assert "--gradient-checkpointing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_rounds_the_forward_pass_and_not_the_weights(kind, tmp_path):
+    folder, batch = save_tiny(tmp_path / "m", kind), pad(BATCH, "cpu")
+    exact, _ = load_to_train(folder, args_of())
+    rounded, _ = load_to_train(folder, args_of("--dtype=bfloat16"))
+    assert {p.dtype for p in rounded.parameters()} == {torch.float32}
+    a, b = gradient(exact, batch), gradient(rounded, batch)
+    assert b.dtype == torch.float32 and 1e-4 < ((a - b).norm() / a.norm()).item() < 0.1
+    weights = lambda: torch.cat([p.detach().flatten() for p in rounded.parameters()])
+    before, steep = weights(), b.abs() > 1e-4
+    torch.optim.AdamW(rounded.parameters(), lr=1e-6, weight_decay=0).step()
+    moved = weights() - before
+    assert (moved[steep].abs() > 5e-7).float().mean() > 0.9
+    # in bfloat16 hardly one would have
+    kept = (before.bfloat16() + moved.bfloat16()) == before.bfloat16()
+    assert kept[steep].float().mean() > 0.9
+
+
+def test_bfloat16_of_a_copy_is_the_copys_own(tmp_path):
+    """ReFT's reference is a copy of the policy, and stays when the policy moves."""
+    model, _ = load_to_train(save_tiny(tmp_path / "m"), args_of(
+        "--dtype=bfloat16", "--gradient-checkpointing"))
+    other, ids = copy.deepcopy(model), torch.tensor([[2, 3, 4]])
+    with torch.no_grad():
+        before = other(input_ids=ids).logits
+        for p in model.parameters():
+            p.add_(1.0)
+        assert torch.equal(other(input_ids=ids).logits, before)
+        assert not torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_load_model_in_bfloat16_holds_bfloat16(tmp_path):
+    model, _ = load_model(save_tiny(tmp_path / "m"), "cpu", "bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_sft_main_micro_batches_give_the_batchs_gradient(tmp_path):
+    """Responses of unequal length: a mean of means would not."""
+    base, task = save_tiny(tmp_path / "base"), tmp_path / "task.jsonl"
+    rows = [{"question": f"{i}", "answer": "3", "cot": "So " * (i % 7) + "the answer is 3."}
+            for i in range(20)]
+    task.write_text("\n".join(map(json.dumps, rows)))
+    for size in [16, 5, 1]:
+        sft.main([f"--model={base}", f"--task={task}", "--epochs=1", "--batch-size=16",
+                  f"--micro-batch-size={size}", "--max-new-tokens=4", "--device=cpu",
+                  f"--out={tmp_path / str(size)}"])
+    whole, *others = ([{k: m[k] for k in ["loss", "grad_norm", "tokens", "questions"]}
+                       for m in runs.read_metrics(tmp_path / str(size))] for size in [16, 5, 1])
+    for parts in others:
+        assert parts == [pytest.approx(m, rel=1e-4) for m in whole]
