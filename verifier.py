@@ -77,7 +77,7 @@ def load_problems(task, split, limit=None):
                         if problem["question"] not in seen]
         else:
             problems = held[:-dev] if split == "test" else held[-dev:]
-    letters = [problem["answer"].isalpha() for problem in problems]
+    letters = [is_letter(problem["answer"]) for problem in problems]
     if any(letters) and not all(letters):
         stop(f"row {letters.index(not letters[0]) + 1} of {task} ({split}) has the answer "
              f"{problems[letters.index(not letters[0])]['answer']}, the first one "
@@ -91,7 +91,7 @@ def load_problems(task, split, limit=None):
 def choices_of(problems):
     """The letters of a multiple-choice task, "abcde" or further; None where answers are numbers."""
     letters = sorted(set(problems["answer"]))
-    if not all(letter.isalpha() for letter in letters):
+    if not all(map(is_letter, letters)):
         return None
     return "".join(map(chr, range(ord("a"), max(ord("e"), ord(letters[-1])) + 1)))
 
@@ -234,7 +234,11 @@ def read_gold(answer):
     """A known answer, normalised: a letter, or a number, alone or after GSM8K's "####"; None for
     anything else."""
     answer = answer.rpartition("####")[2].strip()
-    return answer.lower() if re.fullmatch("[A-Za-z]", answer) else read_number(answer)
+    return answer.lower() if is_letter(answer) else read_number(answer)
+
+
+def is_letter(answer):
+    return re.fullmatch("[A-Za-z]", answer) is not None
 
 
 def own_words(response):

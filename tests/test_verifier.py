@@ -386,11 +386,10 @@ def test_reward_func_drives_trl(tmp_path):
     """Two steps of TRL's GRPO, with the rule as its reward."""
     trl = pytest.importorskip("trl", reason="TRL is not installed")
     problems = load_problems("word_problems", "train", limit=8)
-    prompts = [{"prompt": format_prompt(row["question"]), "answer": row["answer"]}
-               for row in problems]
+    problems = problems.map(lambda row: {"prompt": format_prompt(row["question"])})
     trainer = trl.GRPOTrainer(
         model=str(Path(verifier.__file__).parent / "data" / "base_model"),
-        reward_funcs=verifier.reward_func, train_dataset=datasets.Dataset.from_list(prompts),
+        reward_funcs=verifier.reward_func, train_dataset=problems,
         args=trl.GRPOConfig(output_dir=str(tmp_path), max_steps=2, num_generations=4, bf16=False,
                             per_device_train_batch_size=8, max_completion_length=16, use_cpu=True,
                             report_to="none", save_strategy="no", logging_steps=1))
