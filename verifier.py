@@ -67,6 +67,11 @@ def load_problems(task, split, limit=None):
         stop(f"{task} has no {split} split, only {', '.join(sources)}: put one beside it")
     problems = [to_problem(row, f"row {number} of {task} ({origin})")
                 for number, row in enumerate(load_rows(task, sources[origin]), 1)]
+    letters = [is_letter(problem["answer"]) for problem in problems]
+    if len(set(letters)) == 2:
+        other = letters.index(not letters[0])
+        stop(f"row {other + 1} of {task} ({origin}) has the answer {problems[other]['answer']!r}, "
+             f"row 1 has {problems[0]['answer']!r}: all are to be numbers, or all letters")
     if origin == "all" or (origin == "train" and "dev" not in sources):
         dev = min(200, max(1, len(problems) // 10))
         test = min(500, max(1, len(problems) // 10)) if origin == "all" else 0
@@ -77,11 +82,6 @@ def load_problems(task, split, limit=None):
                         if problem["question"] not in seen]
         else:
             problems = held[:-dev] if split == "test" else held[-dev:]
-    letters = [is_letter(problem["answer"]) for problem in problems]
-    if any(letters) and not all(letters):
-        stop(f"row {letters.index(not letters[0]) + 1} of {task} ({split}) has the answer "
-             f"{problems[letters.index(not letters[0])]['answer']}, the first one "
-             f"{problems[0]['answer']}: answers are numbers, or letters throughout")
     if not problems:
         stop(f"the {split} split of {task} is empty: it takes at least one problem a split")
     import datasets

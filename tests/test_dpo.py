@@ -8,7 +8,7 @@ import dpo
 from dpo import (diagnose, dpo_loss, encode, hold_out, ipo_loss, load_pairs, make_pairs,
                  measure_pairs, pair_logps, preferred_ft_loss, response_logps, split_conversation,
                  unlikelihood_loss, with_reference_logps)
-from generate import load_model
+from generate import load_model, pad
 from tests.tiny import KINDS, byte_tokenizer, completions, save_tiny, tiny_lm
 
 
@@ -375,6 +375,15 @@ def test_main_micro_batches_give_the_batchs_gradient(tmp_path):
     for a, b in zip(whole, parts):
         a.pop("accuracy", None)  # of margins that are 0 but for rounding in the first step
         assert a == pytest.approx({name: b[name] for name in a}, rel=1e-3, abs=1e-5)
+
+
+def test_main_takes_no_more_responses_at_once_than_asked(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(dpo, "pad", lambda examples, device: sizes.append(len(examples)) or pad(
+        examples, device))
+    run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", write_pairs(tmp_path, 11),
+        "--batch-size=8", "--micro-batch-size=5")
+    assert max(sizes) == 4  # two pairs
 
 
 def test_main_steps_by_one_batchs_gradient_on_its_schedule(tmp_path):

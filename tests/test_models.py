@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dpo
+import generate
 import reft_ppo
 import runs
 import sft
@@ -52,10 +53,15 @@ def test_main_of_every_script_takes_every_kind(kind, tmp_path, monkeypatch):
     assert learned["mean_tokens"] == len("A: 3") + 1 and learned["eos_rate"] == 1
 
     shared.append(f"--warmup={tmp_path / 'warmup'}")
+    used = set()
+    for name in ["in_bfloat16", "checkpoint"]:
+        monkeypatch.setattr(generate, name, lambda *args, name=name, original=getattr(
+            generate, name), **inputs: used.add(name) or original(*args, **inputs))
     reft_ppo.main([*shared, "--steps=2", "--batch-size=8", "--minibatch-size=4", "--lr=1e-6",
                    "--micro-batch-size=3", "--generate-batch-size=5", "--dtype=bfloat16",
                    "--gradient-checkpointing", f"--out={tmp_path / 'reft'}"])
     first, second = runs.read_metrics(tmp_path / "reft")
+    assert used == {"in_bfloat16", "checkpoint"}
     assert first["samples"] == 8 and first["kl"] == 0
     assert first["reward"] > 0 and first["grad_norm"] > 0
     assert abs(second["kl"]) < 0.5 and first["approx_kl"] < 1e-4

@@ -196,7 +196,7 @@ ATTACKS = {
     "no number": [
         "return float('nan')", "return float('inf')", "return 1e400", "return -1e400 + 1e400",
         "return 10 ** 1000", "return 1e300", "return [1]", "return (1,)", "return None", "return",
-        "return 'seventy-five'", "return '3 or 4'", "return '3 4'", "return 'nan'",
+        "return 'seventy-five'", "return '3 or 4'", "return '3 4'", "return '75 apples'", "return 'nan'",
         "return '1e400'",
         "return '9' * 41", "return '٣'", "return True", "return len", "return 1 < 2",
         "return lambda: 1", "return solution", "return {1}", "return {}", "return range(3)",
@@ -296,11 +296,3 @@ def test_run_program_decides_alike_however_deep_its_caller_stands():
     def deeper(levels):
         return deeper(levels - 1) if levels else run_program(program)
     assert deeper(0) == deeper(600) == "2850"
-
-
-def test_run_program_is_fast():
-    program = solution("total = 47 + 28\nreturn total * 3")
-    start = time.perf_counter()
-    for _ in range(500):
-        run_program(program)
-    assert time.perf_counter() - start < 1

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from runs import finished_with, log_step, number, open_run, read_metrics, stop, table, write_json
+from runs import (finished_with, log_step, make_parser, number, open_run, read_metrics,
+                  shared_flags, stop, table, write_json)
 
 
 def test_stop_is_one_line_and_exit_code_2(capsys):
@@ -62,6 +63,16 @@ def test_number_keeps_its_bounds(kind, bounds, good, bad):
     assert parse(good) == kind(good)
     with pytest.raises(argparse.ArgumentTypeError):
         parse(bad)
+
+
+def test_shared_flags_are_read_again_as_they_were():
+    """The warm-up and the commands that a run suggests get them this way."""
+    parser = make_parser("", out="out")
+    for argv in [[], ["--dtype=bfloat16", "--gradient-checkpointing", "--seed=3", "--limit=5",
+                      "--micro-batch-size=4", "--generate-batch-size=8", "--task=x y"]]:
+        args = parser.parse_args(argv)
+        assert parser.parse_args(shared_flags(args)) == args
+        assert len(shared_flags(args)) == len(argv)
 
 
 def test_table_is_aligned_markdown():

@@ -260,7 +260,7 @@ def test_extract_answer_runs_programs():
     "The answer is ", "answer: ", "#", "####", "A:\n", "\n", " ", "\n ", "\\boxed{", "<<", "9",
     "9,", "1,234,",
     "(", "The answer is 3 or ", "The answer is -", "=", "= 1 ", "/", "The answer is <", "answer* ",
-    "$", "a "])
+    "$", "a ", "so it is ", "So it is 5\n", "Question:\n", "Answer: ", "Question: Answer:"])
 def test_extract_answer_takes_linear_time(piece):
     text = (piece * 100_000)[:100_000]
     start = time.perf_counter()
@@ -368,7 +368,8 @@ def test_reward_func_scores_as_trl_calls_it():
     assert score(texts, ["18", "18", "18"]) == [1.0, 0.1, 0.0]
     assert score(completions=texts, answer=["so\n#### 18"] * 3, prompts=["Q"] * 3, cot=["x"] * 3,
                  completion_ids=[[1]] * 3, trainer_state=None) == [1.0, 0.1, 0.0]
-    assert score([[{"role": "assistant", "content": text}] for text in texts], [18, 18, 18],
+    thought = {"role": "assistant", "content": "The answer is 3."}
+    assert score([[thought, {"role": "assistant", "content": text}] for text in texts], [18] * 3,
                  prompts=[[{"role": "user", "content": "How many?"}]] * 3) == [1.0, 0.1, 0.0]
     assert score(["The answer is (B).", "The answer is (C).", "The answer is 3."],
                  ["B", "b", "b"]) == [1.0, 0.0, 0.0]
@@ -427,9 +428,9 @@ def test_main_shows_how_a_response_was_read(capsys):
     assert steps["rule"] == "compared as letters: another letter, 0" and steps["reward"] == "0.0"
     steps = dict(shown("--answer", "18", "--cot", "program", "def solution():\n    return 17"))
     assert steps["solution()"] == "returns 17, int" and steps["reward"] == "0.1"
-    nested = "xs = [0]\n    for i in range(30):\n        xs = [xs] * 1000\n    return xs"
+    nested = "xs = [0]\n    for i in range(30):\n        xs = [xs, xs]\n    return xs"  # 2**30
     steps = dict(shown("--answer", "18", "--cot", "program", f"def solution():\n    {nested}"))
-    assert len(steps["solution()"]) < 1000
+    assert steps["solution()"].startswith("returns [[[") and len(steps["solution()"]) < 1000
     steps = dict(shown("--answer", "18", "--cot", "program", "def solution():\n    return x"))
     assert steps["solution()"] == "no value (NameError: x)" and steps["reward"] == "0.0"
     with pytest.raises(SystemExit):
