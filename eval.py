@@ -129,7 +129,7 @@ def percent(fraction, count):
     middle = (fraction + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(
         fraction * (1 - fraction) / count + z * z / (4 * count * count))
-    return f"{fraction:.1%} {interval(middle - half, middle + half)}"
+    return f"{fraction:.1%} {interval(max(0.0, middle - half), min(1.0, middle + half))}"
 
 
 def interval(low, high):

@@ -72,7 +72,7 @@ def encode_prompts(tokenizer, prompts):
     """Texts as lists of token ids: with the BOS that the model knows, if any, and without
     the EOS that some tokenizers append, which would end the response before it begins."""
     eos = tokenizer.eos_token_id
-    encoded = tokenizer(list(prompts))["input_ids"]
+    encoded = tokenizer(list(prompts))["input_ids"] if len(prompts) else []
     return [ids[:-1] if ids[-1:] == [eos] and len(ids) > 1 else ids for ids in encoded]
 
 

@@ -377,6 +377,13 @@ def test_main_micro_batches_give_the_batchs_gradient(tmp_path):
         assert a == pytest.approx({name: b[name] for name in a}, rel=1e-3, abs=1e-5)
 
 
+def test_main_stops_where_no_question_gives_a_pair(tmp_path, capsys):
+    """A random model's responses are all wrong."""
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", "--samples=2")
+    assert stopped.value.code == 2 and "there is no pair to learn from" in capsys.readouterr().err
+
+
 def test_main_takes_no_more_responses_at_once_than_asked(tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(dpo, "pad", lambda examples, device: sizes.append(len(examples)) or pad(

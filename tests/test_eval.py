@@ -50,6 +50,7 @@ def test_percent_by_hand():
     assert percent(0.5, 100) == "50.0% [40.4, 59.6]"
     assert percent(0.0, 100) == "0.0% [0.0, 3.7]"
     assert percent(1.0, 100) == "100.0% [96.3, 100.0]"
+    assert percent(0.0, 60).startswith("0.0% [0.0, ")  # where rounding goes below 0
 
 
 @pytest.mark.parametrize("n, c", [(5, 0), (5, 2), (5, 5), (6, 1)])
