@@ -29,6 +29,7 @@ import runs
 from eval import accuracy_table, evaluate, evaluation_flags, respond, reward_and_kl
 from figures import draw_preferences
 from generate import encode_prompts, load_to_train, pad
+from packing import predict
 from sft import add_warmup_flags, warm_up
 from verifier import load_problems
 
@@ -77,14 +78,10 @@ def response_logps(model, examples):
 
     Args: examples, a list of (prompt ids, response ids). Returns: (batch,).
     """
-    ids, attention_mask, mask, n_response = pad(examples, model.device)
-    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    logits = model(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
-                   use_cache=False, logits_to_keep=n_response + 1).logits
-    logits = logits[:, :-1].flatten(0, 1).float()  # (batch * n_response, vocab)
-    targets = ids[:, -n_response:]
-    logprobs = -F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
-    return logprobs.masked_fill(~mask[:, -n_response:], 0).sum(-1)
+    ids, attention_mask, mask = pad(examples, model.device)
+    logits, _ = predict(model, ids, attention_mask, mask)  # (response tokens, vocab)
+    logprobs = -F.cross_entropy(logits, ids[:, 1:][mask], reduction="none")
+    return torch.zeros(mask.shape, device=ids.device).masked_scatter(mask, logprobs).sum(-1)
 
 
 def pair_logps(model, pairs):

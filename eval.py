@@ -24,6 +24,7 @@ import figures
 import runs
 from generate import (encode_prompts, generate, generate_rows, load_model,  # noqa: F401 (generate)
                       pad)
+from packing import predict
 from verifier import (careful_share, choices_of, extract_answer, format_prompt, load_problems,
                       score)
 
@@ -82,12 +83,6 @@ def response_kl(model, reference, tokenizer, responses, batch_size=64):
     the chain rule its mean over the model's own samples at T = 1 is the KL of whole responses; it
     is never negative, and less noisy than the mean of log pi - log pi_ref.
     """
-    def next_token(lm, ids, attention_mask, n_response):
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        logits = lm(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
-                    use_cache=False, logits_to_keep=n_response + 1).logits
-        return logits[:, :-1].float().log_softmax(-1)  # (batch, n_response, vocab)
-
     prompts = encode_prompts(tokenizer, [r["prompt"] for r in responses])
     examples = [(prompt, r["ids"]) for prompt, r in zip(prompts, responses)]
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i][1]))  # longest first
@@ -97,10 +92,12 @@ def response_kl(model, reference, tokenizer, responses, batch_size=64):
         longest = len(examples[order[0]][1])
         size = max(1, min(batch_size, numbers // (vocab * longest)))
         rows, order = order[:size], order[size:]
-        ids, attention_mask, mask, n_response = pad([examples[i] for i in rows], model.device)
-        p, q = (next_token(lm, ids, attention_mask, n_response) for lm in (model, reference))
+        ids, attention_mask, mask = pad([examples[i] for i in rows], model.device)
+        p, q = (predict(lm, ids, attention_mask, mask)[0].log_softmax(-1)
+                for lm in (model, reference))  # (response tokens, vocab)
         of_tokens = (p.exp() * (p - q)).sum(-1)
-        kl[rows] = of_tokens.masked_fill(~mask[:, -n_response:], 0).sum(-1).cpu()
+        kl[rows] = torch.zeros(mask.shape, device=ids.device).masked_scatter(
+            mask, of_tokens).sum(-1).cpu()
     return kl
 
 

@@ -11,6 +11,7 @@ import transformers
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+import packing
 import runs
 
 transformers.utils.logging.disable_progress_bar()  # saving 1 MB needs no bar of its own
@@ -37,7 +38,9 @@ def load_model(path, device=None, dtype=None):
                   "or a folder with config.json, model.safetensors and a tokenizer")
     if tokenizer.eos_token_id is None:
         runs.stop(f"{path}: its tokenizer has no EOS token, so no response could end")
-    return model.to(runs.pick_device(device or "auto")).eval(), tokenizer
+    model = model.to(runs.pick_device(device or "auto")).eval()
+    packing.enable(model)
+    return model, tokenizer
 
 
 def load_to_train(path, args):
@@ -83,18 +86,16 @@ def pad(examples, device):
     Args:
         examples: a list of (prompt ids, response ids).
     Returns: ids and attention_mask (batch, seq), the mask over tokens and not over the padding;
-        response mask (batch, seq-1), bool: column t is True where token t+1 is of the response;
-        n_response, the columns that the longest response takes.
+        response mask (batch, seq-1), bool: column t is True where token t+1 is of the response.
     """
     n_prompt = max(len(p) for p, _ in examples)
-    n_response = max(len(r) for _, r in examples)
-    ids = torch.zeros(len(examples), n_prompt + n_response, dtype=torch.long)
+    ids = torch.zeros(len(examples), n_prompt + max(len(r) for _, r in examples), dtype=torch.long)
     attention_mask, mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
     for row, (p, r) in enumerate(examples):
         ids[row, n_prompt - len(p):n_prompt + len(r)] = torch.tensor(p + r)
         attention_mask[row, n_prompt - len(p):n_prompt + len(r)] = 1
         mask[row, n_prompt:n_prompt + len(r)] = True
-    return ids.to(device), attention_mask.to(device), mask[:, 1:].to(device), n_response
+    return ids.to(device), attention_mask.to(device), mask[:, 1:].to(device)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ import runs
 from eval import accuracy_table, evaluate, evaluation_flags, reward_and_kl
 from figures import draw_curves
 from generate import encode_prompts, generate_ids, load_to_train, pad
+from packing import predict
 from sft import add_warmup_flags, warm_up
 from verifier import careful_share, choices_of, format_prompt, is_correct, load_problems, reward
 
@@ -113,15 +114,11 @@ class PolicyWithValue(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
-    def forward(self, ids, attention_mask, n_response):
-        """For the states in which the last n_response tokens of ids (batch, seq) were chosen:
-        logits (batch, n_response, vocab) and values (batch, n_response)."""
-        # Positions count tokens, not columns: padding on the left changes nothing.
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        out = self.lm(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
-                      use_cache=False, output_hidden_states=True, logits_to_keep=n_response + 1)
-        hidden = out.hidden_states[-1][:, -n_response - 1:-1]
-        return out.logits[:, :-1], self.value_head(hidden.float())[..., 0]
+    def forward(self, ids, attention_mask, mask):
+        """For the states in which the masked tokens were chosen, in the order of x[mask]: logits
+        (response tokens, vocab) and values (response tokens,)."""
+        logits, hidden = predict(self.lm, ids, attention_mask, mask, hidden_states=True)
+        return logits, self.value_head(hidden.float())[:, 0]
 
 
 # --- The rollout ---
@@ -139,18 +136,9 @@ class Rollout:
     advantages: torch.Tensor = None
     returns: torch.Tensor = None
 
-    def columns(self, index):
-        """The columns of a (batch, seq-1) tensor outside of which these rows are all padding."""
-        used = self.attention_mask[index].any(0).nonzero()
-        return slice(int(used[0]), int(used[-1]))
-
     def rows(self, index):
-        """These rows alone, without the columns that are padding in all of them."""
-        columns = self.columns(index)
-        wider = slice(columns.start, columns.stop + 1)  # a column for each token
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Rollout(**{name: x[index, wider if x.shape == self.ids.shape else columns]
-                          for name, x in parts.items() if x is not None})
+        return Rollout(**{name: x[index] for name, x in parts.items() if x is not None})
 
 
 def micro_batches(rollout, index, size):
@@ -162,14 +150,12 @@ def micro_batches(rollout, index, size):
 def logprobs_and_values(policy, rollout):
     """log pi of every response token, in float32 nats, and V of the state before it.
 
-    Returns: both (batch, seq-1), 0 on the prompts' columns, for which no logits are computed.
+    Returns: both (batch, seq-1), 0 outside the mask.
     """
-    n_response = rollout.mask.shape[1] - int(rollout.mask.any(0).nonzero()[0])
-    logits, values = policy(rollout.ids, rollout.attention_mask, n_response)
-    targets = rollout.ids[:, -n_response:]
-    logprobs = -F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    prompt_columns = (rollout.mask.shape[1] - n_response, 0)
-    return F.pad(logprobs.view_as(targets), prompt_columns), F.pad(values, prompt_columns)
+    logits, values = policy(rollout.ids, rollout.attention_mask, rollout.mask)
+    logprobs = -F.cross_entropy(logits, rollout.ids[:, 1:][rollout.mask], reduction="none")
+    blank = torch.zeros(rollout.mask.shape, device=rollout.ids.device)
+    return blank.masked_scatter(rollout.mask, logprobs), blank.masked_scatter(rollout.mask, values)
 
 
 @torch.no_grad()
@@ -179,12 +165,9 @@ def score_tokens(policy, reference, rollout, size):
         3, *rollout.mask.shape, device=rollout.ids.device)
     everything = torch.arange(len(rollout.ids), device=rollout.ids.device)
     for index in micro_batches(rollout, everything, size):
-        part, columns = rollout.rows(index), rollout.columns(index)
-        logprobs, values = logprobs_and_values(policy, part)
-        ref_logprobs, _ = logprobs_and_values(reference, part)
-        rollout.logprobs[index, columns] = logprobs * part.mask
-        rollout.values[index, columns] = values * part.mask
-        rollout.ref_logprobs[index, columns] = ref_logprobs * part.mask
+        part = rollout.rows(index)
+        rollout.logprobs[index], rollout.values[index] = logprobs_and_values(policy, part)
+        rollout.ref_logprobs[index], _ = logprobs_and_values(reference, part)
 
 
 # --- The algorithm ---
@@ -301,7 +284,7 @@ def main(argv=None):
             responses += generate_ids(lm, prompts[at:at + args.generate_batch_size],
                                       tokenizer.eos_token_id, args.max_new_tokens,
                                       temperature=1.0, generator=generator)
-        rollout = Rollout(*pad(list(zip(prompts, responses)), device)[:3])
+        rollout = Rollout(*pad(list(zip(prompts, responses)), device))
 
         # The rule scores them
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)

@@ -76,7 +76,7 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
     flags.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"],
                        help="of matrix products; in training the weights stay float32, since steps "
                        "of 1e-6 vanish in bfloat16")
-    flags.add_argument("--micro-batch-size", type=number(int, 1), default=64,
+    flags.add_argument("--micro-batch-size", type=number(int, 1), default=128,
                        help="responses at once in an update; the gradient is the whole batch's")
     flags.add_argument("--gradient-checkpointing", action="store_true",
                        help="keep each layer's input alone, and compute the rest again when the "

@@ -20,6 +20,7 @@ from tqdm import tqdm
 import runs
 from eval import evaluate, evaluation_flags, percent
 from generate import encode_prompts, load_to_train, pad
+from packing import predict
 from verifier import format_prompt, load_problems
 
 
@@ -38,14 +39,10 @@ def encode(tokenizer, problems, cot):
     return [(p, r + [tokenizer.eos_token_id]) for p, r in zip(prompts, responses)]
 
 
-def sft_loss(model, ids, attention_mask, mask, n_response):
+def sft_loss(model, ids, attention_mask, mask):
     """Mean negative log-likelihood over the batch's response tokens, in nats."""
-    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    logits = model(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
-                   use_cache=False, logits_to_keep=n_response + 1).logits
-    logits = logits[:, :-1].flatten(0, 1).float()  # (batch * n_response, vocab)
-    targets = ids.masked_fill(~F.pad(mask, (1, 0)), -100)[:, -n_response:]
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=-100)
+    logits, _ = predict(model, ids, attention_mask, mask)  # (response tokens, vocab)
+    return F.cross_entropy(logits, ids[:, 1:][mask])
 
 
 def lr_factor(step, steps, warmup):

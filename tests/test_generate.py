@@ -7,11 +7,10 @@ from tests.tiny import KINDS, byte_tokenizer, save_tiny, tiny_lm
 
 def test_pad_mask_holds_the_first_eos_once_also_when_pad_is_eos():
     """EOS = 1 stands in a prompt, one response was cut off; padding may be any token."""
-    ids, attention_mask, mask, n_response = pad([([1, 5, 1], [7, 1]), ([6], [8, 9, 3])], "cpu")
+    ids, attention_mask, mask = pad([([1, 5, 1], [7, 1]), ([6], [8, 9, 3])], "cpu")
     assert ids.tolist() == [[1, 5, 1, 7, 1, 0], [0, 0, 6, 8, 9, 3]]
     assert mask.tolist() == [[False, False, True, True, False], [False, False, True, True, True]]
     assert attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
-    assert n_response == 3
 
 
 def one_by_one(lm, prompt, eos, limit):

@@ -20,7 +20,7 @@ def bools(*rows):
 
 
 def lay_out(prompts, responses):
-    return Rollout(*pad(list(zip(prompts, responses)), "cpu")[:3])
+    return Rollout(*pad(list(zip(prompts, responses)), "cpu"))
 
 
 # --- the reward and its KL ---
@@ -263,16 +263,17 @@ def test_score_tokens_is_exact_in_float32_for_a_bfloat16_model():
     policy.value_head.float()
     score_tokens(policy, policy, rollout, size=1)
     with torch.no_grad():
-        logits, _ = policy(rollout.ids, rollout.attention_mask, 3)
-    log_p = logits[0].double().log_softmax(-1)
+        logits = policy.lm(input_ids=rollout.ids).logits[0, 1:-1]
+    log_p = logits.double().log_softmax(-1)
     assert logits.dtype == torch.bfloat16
     for i, token in enumerate([6, 7, 1]):
         assert rollout.logprobs[0, 1 + i].item() == pytest.approx(log_p[i, token].item(), abs=1e-5)
 
 
 def test_policy_with_value_starts_with_value_zero():
-    _, values = PolicyWithValue(tiny_lm())(torch.tensor([[2, 3, 4, 1]]), torch.ones(1, 4), 2)
-    assert values.shape == (1, 2) and not values.any()
+    ids, mask = torch.tensor([[2, 3, 4, 1]]), bools([0, 1, 1])
+    _, values = PolicyWithValue(tiny_lm())(ids, torch.ones_like(ids), mask)
+    assert values.shape == (2,) and not values.any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,6 +5,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel,
                           LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast)
 
+import packing
+
 # Of transformers' many kinds: rotary positions and absolute ones, heads that share their keys,
 # local attention, tied embeddings, a BOS of its own or one that is the EOS, no padding token.
 KINDS = {"llama": {}, "gpt2": {}, "qwen2": dict(num_key_value_heads=1),
@@ -33,7 +35,8 @@ def tiny_lm(kind="llama", vocab_size=12, seed=0, scale=0.5, **config):
             "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 256,
             "pad_token_id": 0, "eos_token_id": 1, "initializer_range": scale, "init_std": scale,
             **KINDS[kind], **config}), dtype=torch.float32)
-    return lm.eval()
+    packing.enable(lm.eval())
+    return lm
 
 
 def byte_tokenizer(bos=None, eos=False, pad="<pad>"):

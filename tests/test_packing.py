@@ -1,0 +1,85 @@
+"""Packed batches against the plain way: each sequence by itself, whole, without padding or mask."""
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BloomConfig, Lfm2Config
+
+import packing
+from generate import pad
+from packing import pack, predict
+from tests.tiny import KINDS, tiny_lm
+
+EXAMPLES = [([2, 3, 4], [5, 6, 1]), ([7], [8]), ([9, 10, 11, 2, 3, 4, 5, 6, 7, 8], [8, 9, 10, 3, 1]),
+            ([4], [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3, 1]), ([1, 5, 1], [7, 1])] * 4
+
+
+def plainly(lm, examples):
+    """Logits and last hidden states of the states before each response token."""
+    logits, hidden = [], []
+    for prompt, response in examples:
+        out = lm(input_ids=torch.tensor([prompt + response]), output_hidden_states=True)
+        logits.append(out.logits[0, len(prompt) - 1:-1])
+        hidden.append(out.hidden_states[-1][0, len(prompt) - 1:-1])
+    return torch.cat(logits), torch.cat(hidden)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predict_packed_is_each_sequence_by_itself(kind):
+    """Outputs and gradients, 20 sequences in three grids, some longer than a sliding window."""
+    lm = tiny_lm(kind, seed=1)
+    assert lm.config._attn_implementation == "packed"
+    results = []
+    for predicted in [predict(lm, *pad(EXAMPLES, "cpu"), hidden_states=True), plainly(lm, EXAMPLES)]:
+        lm.zero_grad()
+        sum((x * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum() for x in predicted).backward()
+        gradient = torch.cat([p.grad.flatten() for p in lm.parameters() if p.grad is not None])
+        results.append((*predicted, gradient))
+    for packed, plain in zip(*results):
+        torch.testing.assert_close(packed, plain, rtol=1e-3, atol=1e-4 * plain.abs().max().item())
+
+
+def test_pack_by_hand():
+    """Rows of 3, 1 and 2 tokens, padded on the left: the shortest goes first."""
+    attention_mask = torch.tensor([[1, 1, 1], [0, 0, 1], [0, 1, 1]])
+    ids, positions, place, layout = pack(torch.tensor([[5, 6, 7], [0, 0, 8], [0, 9, 4]]),
+                                         attention_mask)
+    assert ids.tolist() == [[8, 9, 4, 5, 6, 7]] and positions.tolist() == [[0, 0, 1, 0, 1, 2]]
+    assert (place * attention_mask).tolist() == [[3, 4, 5], [0, 0, 0], [0, 1, 2]]
+    [(slots, rows, columns)] = layout  # a grid of three rows and columns, filled from the left
+    assert (slots.tolist(), rows, columns) == ([0, 3, 4, 6, 7, 8], 3, 3)
+
+
+def test_predict_computes_no_padding_and_no_logits_of_prompts():
+    lm, seen = tiny_lm(), {}
+    lm.model.layers[0].mlp.register_forward_hook(
+        lambda module, args, out: seen.update(tokens=out.shape[:2].numel()))
+    lm.lm_head.register_forward_hook(
+        lambda module, args, out: seen.update(logits=out.shape[:-1].numel()))
+    predict(lm, *pad(EXAMPLES, "cpu"))
+    assert seen == {"tokens": sum(len(p) + len(r) for p, r in EXAMPLES),
+                    "logits": sum(len(r) for _, r in EXAMPLES)}
+
+
+@pytest.mark.parametrize("config", [
+    BloomConfig(vocab_size=12, hidden_size=16, n_layer=2, n_head=2),  # attention of its own
+    Lfm2Config(vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+               num_key_value_heads=2, intermediate_size=24, pad_token_id=0, initializer_range=0.1,
+               layer_types=["conv", "full_attention"])])  # neighbours meet in a convolution
+def test_enable_leaves_models_alone_that_packing_would_change(config):
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(config).eval()
+    usual = lm.config._attn_implementation
+    packing.enable(lm)
+    assert lm.config._attn_implementation == usual != "packed"
+    if config.model_type == "bloom":
+        predicted, plain = predict(lm, *pad(EXAMPLES, "cpu"), True), plainly(lm, EXAMPLES)
+        torch.testing.assert_close(predicted, plain, rtol=1e-3, atol=1e-5)
+
+
+def test_saved_config_does_not_name_packing(tmp_path):
+    """Other programs load the model as they like."""
+    tiny_lm().save_pretrained(tmp_path)
+    assert "packed" not in (tmp_path / "config.json").read_text()
+    lm = copy.deepcopy(tiny_lm())
+    assert lm.config._attn_implementation == "packed"
