@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import transformers
 from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import packing
@@ -98,6 +99,44 @@ def pad(examples, device):
     return ids.to(device), attention_mask.to(device), mask[:, 1:].to(device)
 
 
+class RoomyLayer(DynamicLayer):
+    """A layer of the key-value cache that has room for tokens to come: transformers' own copies all
+    of its keys and values for each new one."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.rooms = {}
+        used = self.get_seq_length()
+        self.keys = self.append("keys", used, key_states)
+        self.values = self.append("values", used, value_states)
+        return self.keys, self.values
+
+    def append(self, name, used, states):
+        """(batch, heads, used, size) and the new ones (batch, heads, new, size) in one tensor."""
+        length, room = used + states.shape[2], self.rooms.get(name)
+        if room is None or room.shape[2] < length:
+            room = self.rooms[name] = states.new_empty(
+                *states.shape[:2], length + max(32, length // 4), states.shape[3])
+            room[:, :, :used] = getattr(self, name) if used else 0
+        room[:, :, used:length] = states
+        return room[:, :, :length]
+
+    def batch_select_indices(self, indices):
+        super().batch_select_indices(indices)
+        self.rooms = {}
+
+
+def sample(p, generator=None):
+    """A token of each row of probabilities (rows, vocab), by one uniform number: where it falls in
+    the cumulated probabilities. (torch.multinomial draws one for each token there is.)"""
+    exact = torch.float32 if p.device.type == "mps" else torch.float64  # MPS knows no float64
+    cumulated = p.cumsum(-1, dtype=exact)
+    u = torch.rand(len(p), 1, generator=generator, device=p.device, dtype=exact)
+    token = torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True)
+    return token[:, 0].clamp(max=p.shape[1] - 1)
+
+
 @torch.no_grad()
 def generate_ids(model, prompts, eos_id, max_new_tokens, temperature=0.0, generator=None):
     """Sample one response per prompt with a key-value cache; finished rows leave the batch.
@@ -115,17 +154,17 @@ def generate_ids(model, prompts, eos_id, max_new_tokens, temperature=0.0, genera
     responses = torch.full((len(prompts), max_new_tokens), eos_id, device=device)
     rows = torch.arange(len(prompts), device=device)  # the responses still being written
     alive = torch.ones_like(rows, dtype=torch.bool)
-    cache = None
+    cache = DynamicCache(config=model.config)
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer
+                    for layer in cache.layers]
     for t in range(max_new_tokens):
         out = model(input_ids=ids, attention_mask=mask, position_ids=positions,
                     past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = out.past_key_values
         logits = out.logits[:, -1].float()  # (rows, vocab)
         if temperature == 0:
             token = logits.argmax(-1)
         else:
-            p = (logits / temperature).softmax(-1)
-            token = torch.multinomial(p, 1, generator=generator)[:, 0]
+            token = sample((logits / temperature).softmax(-1), generator)
         responses[rows[alive], t] = token[alive]
         alive &= token != eos_id
         if not alive.any():

@@ -25,46 +25,55 @@ def packed_attention(module, query, key, value, attention_mask, layout=None, sli
     if layout is None:  # in generation
         return sdpa_attention_forward(module, query, key, value, attention_mask,
                                       sliding_window=sliding_window, **kwargs)
-    sizes = [len(slots) for slots, _, _ in layout]
-    groups = zip(*(x[0].transpose(0, 1).split(sizes) for x in (query, key, value)))
+    token_of_cell, cell_of_token, shapes = layout
+    cells = [rows * columns for rows, columns in shapes]
+    groups = zip(*(x[0].transpose(0, 1).index_select(0, token_of_cell).split(cells)
+                   for x in (query, key, value)))
     outputs = []
-    for (slots, rows, columns), group in zip(layout, groups):
-        grids = []
-        for x in group:  # (tokens of the group, heads, size) -> (rows, heads, columns, size)
-            grid = x.new_zeros(rows * columns, *x.shape[1:]).index_copy(0, slots, x)
-            grids.append(grid.view(rows, columns, *x.shape[1:]).transpose(1, 2))
-        window = None  # without a mask, attention is causal; padding on the right is never seen
+    for (rows, columns), group in zip(shapes, groups):
+        grids = [x.view(rows, columns, *x.shape[1:]).transpose(1, 2) for x in group]
+        window = None  # without a mask, attention is causal; what pads the right is never seen
         if sliding_window is not None and sliding_window < columns:
             window = torch.ones(columns, columns, dtype=torch.bool, device=query.device)
             window = window.tril().triu(1 - sliding_window)
         output, _ = sdpa_attention_forward(module, *grids, window, **kwargs)
-        outputs.append(output.flatten(0, 1).index_select(0, slots))
-    return torch.cat(outputs)[None], None
+        outputs.append(output.flatten(0, 1))
+    return torch.cat(outputs).index_select(0, cell_of_token)[None], None
 
 
 AttentionInterface.register("packed", packed_attention)
 AttentionMaskInterface.register("packed", sdpa_mask)
 
 
-def pack(ids, attention_mask):
-    """A padded batch as one row, shortest sequence first.
+def pack(ids, attention_mask, mask):
+    """A padded batch as one row of tokens. A prompt that several sequences share is in it once.
 
-    Args: ids, attention_mask (batch, seq).
+    Args: as predict's.
     Returns: ids and positions (1, tokens); place (batch, seq), where in the row each token stands;
-        layout, of each group of sequences (slots, rows, columns): its tokens' places in a grid.
+        layout, how attention lays the row out in grids, a group of sequences each, which start in
+        the first column: token_of_cell (cells of all grids,), cell_of_token (tokens,) and the
+        grids' shapes [(rows, columns), ...].
     """
-    order = attention_mask.sum(-1).argsort(stable=True)
-    real = attention_mask[order].bool()
-    positions = attention_mask[order].cumsum(-1) - 1
-    lengths, layout = real.sum(-1).tolist(), []
-    for first in range(0, len(lengths), GROUP):
-        group = slice(first, first + GROUP)
-        columns, rows = lengths[group][-1], len(lengths[group])
-        grid = torch.arange(rows, device=ids.device)[:, None] * columns + positions[group]
-        layout.append((grid[real[group]], rows, columns))
-    place = torch.zeros_like(ids)
-    place[order] = place[order].masked_scatter(real, torch.arange(sum(lengths), device=ids.device))
-    return ids[order][real][None], positions[real][None], place, layout
+    real, positions = attention_mask.bool(), attention_mask.cumsum(-1) - 1
+    in_prompt = real & ~F.pad(mask, (1, 0)).cumsum(-1).bool()
+    everyone = torch.arange(len(ids), device=ids.device)
+    _, prompt = ids.masked_fill(~in_prompt, -1).unique(dim=0, return_inverse=True)
+    owner = everyone.clone().scatter_reduce(0, prompt, everyone, "amin", include_self=False)[prompt]
+    own = real & ~(in_prompt & (owner != everyone)[:, None])
+    place = torch.zeros_like(ids).masked_scatter(own, torch.arange(own.sum(), device=ids.device))
+    place = torch.where(own, place, place[owner])  # prompts end in the same column
+
+    lengths, order = real.sum(-1).sort(stable=True)
+    lengths, shapes, cells, first_cell = lengths.tolist(), [], torch.zeros_like(ids), 0
+    for at in range(0, len(lengths), GROUP):
+        rows, columns = len(lengths[at:at + GROUP]), lengths[at:at + GROUP][-1]
+        starts = first_cell + torch.arange(rows, device=ids.device) * columns
+        cells[order[at:at + GROUP]] = starts[:, None] + positions[order[at:at + GROUP]]
+        first_cell += rows * columns
+        shapes.append((rows, columns))
+    token_of_cell = torch.zeros(first_cell, dtype=torch.long, device=ids.device)
+    token_of_cell[cells[real]] = place[real]
+    return ids[own][None], positions[own][None], place, (token_of_cell, cells[own], shapes)
 
 
 def predict(lm, ids, attention_mask, mask, hidden_states=False):
@@ -75,7 +84,7 @@ def predict(lm, ids, attention_mask, mask, hidden_states=False):
         states (masked tokens, size) where asked for, else None.
     """
     if lm.config._attn_implementation == "packed":
-        row, positions, place, layout = pack(ids, attention_mask)
+        row, positions, place, layout = pack(ids, attention_mask, mask)
         read = place[:, :-1][mask]
         out = lm(input_ids=row, position_ids=positions, layout=layout, use_cache=False,
                  attention_mask=row.new_ones(1, 1, 1, 1),  # so that the model makes none of its own
@@ -92,8 +101,8 @@ def predict(lm, ids, attention_mask, mask, hidden_states=False):
 
 @torch.no_grad()
 def enable(lm):
-    """Let `predict` pack this model's batches, if that changes nothing: tried on a small batch, since
-    in some models tokens meet elsewhere than in attention, or attention is not transformers' own."""
+    """Let `predict` pack this model's batches, if that changes nothing: tried on a small batch, as
+    in some models tokens meet elsewhere than in attention, or attention is of their own making."""
     ids = torch.arange(12, device=lm.device).view(2, 6) % lm.config.vocab_size
     attention_mask = torch.ones_like(ids)
     attention_mask[0, :3] = 0

@@ -35,8 +35,8 @@ except ImportError:
     trl = None
 
 SHARED = ["--max-new-tokens=100"]
-COMMON = dict(bf16=False, report_to="none", save_strategy="no", logging_strategy="no", max_grad_norm=1,
-              disable_tqdm=True)
+COMMON = dict(bf16=False, report_to="none", save_strategy="no", logging_strategy="no",
+              max_grad_norm=1, disable_tqdm=True)
 
 
 class Clock(transformers.TrainerCallback):

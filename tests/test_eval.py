@@ -215,30 +215,30 @@ def test_main_measures_models_and_saves_what_they_wrote(tmp_path, capsys):
     task, out = tmp_path / "task.jsonl", tmp_path / "compare"
     write_lines(tmp_path, "task.jsonl", [{"question": f"{i}", "answer": "7"} for i in range(30)])
     model = save_answers(tmp_path / "m")
-    main([model, f"--task={task}", "--max-new-tokens=3", "--split=dev", "--samples=8",
+    main([model, f"--task={task}", "--max-new-tokens=3", "--split=dev", "--samples=32",
           "--device=cpu", f"--out={out}"])
     printed = capsys.readouterr().out
-    assert model in printed and "maj@8" in printed and "pass@4" in printed
+    assert model in printed and "maj@32" in printed and "pass@4" in printed
     [(_, measured)] = json.loads((out / "compare.json").read_text()).items()
     assert measured["split"] == "dev" and measured["problems"] == 3
     rows = [json.loads(line) for line in open(measured["generations"])]
     greedy, sampled = ([r for r in rows if r["decoding"] == d] for d in ["greedy", "sampled"])
-    assert len(greedy) == 3 and len(sampled) == 24
+    assert len(greedy) == 3 and len(sampled) == 96
     assert measured["accuracy"] == sum(r["score"] == 1 for r in greedy) / 3
-    assert measured["pass_at"]["1"] == pytest.approx(sum(r["score"] == 1 for r in sampled) / 24)
+    assert measured["pass_at"]["1"] == pytest.approx(sum(r["score"] == 1 for r in sampled) / 96)
     assert measured["mean_tokens"] == sum(r["tokens"] for r in greedy) / 3
     assert "kl" not in measured  # a mere model has no warm-up
     assert (out / "samples.png").stat().st_size > 10_000
     # the same file, scored again: as it is, and with a right answer that was another
     main(["--rescore", measured["generations"]])
-    assert "0 of 27 scores changed" in capsys.readouterr().out
+    assert "0 of 99 scores changed" in capsys.readouterr().out
     rows = [r | {"answer": "-1"} for r in rows]
     changed = sum(r["score"] == 1 for r in rows)
     write_lines(tmp_path, "edited.jsonl", rows)
     main(["--rescore", str(tmp_path / "edited.jsonl")])
     printed = capsys.readouterr().out
-    assert changed > 0 and f"{changed} of 27 scores changed" in printed
-    assert "sampled: 24 responses" in printed and "0.0% as scored now" in printed
+    assert changed > 0 and f"{changed} of 99 scores changed" in printed
+    assert "sampled: 96 responses" in printed and "0.0% as scored now" in printed
 
 
 def test_main_measures_the_kl_to_the_warmup(tmp_path, capsys):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from generate import generate, generate_ids, generate_rows, load_model, pad
+from generate import generate, generate_ids, generate_rows, load_model, pad, sample
 from tests.tiny import KINDS, byte_tokenizer, save_tiny, tiny_lm
 
 
@@ -36,6 +36,22 @@ def test_generate_ids_greedy_is_the_plain_loop(kind):
         assert generate_ids(lm, prompts, 1, 15) == expected
         ended |= {1 in response for response in expected}
     assert ended == {True, False}
+
+
+def test_generate_ids_greedy_is_the_plain_loop_beyond_the_caches_room():
+    lm = tiny_lm(seed=2)
+    prompts = [[2], [3, 4, 5], [7] * 9, [6, 8]]
+    expected = [one_by_one(lm, p, None, 120) for p in prompts]
+    assert generate_ids(lm, prompts, -1, 120) == expected
+
+
+def test_sample_takes_each_token_where_its_share_of_the_unit_interval_lies(monkeypatch):
+    """Probabilities 0, 1/4, 0, 3/4, 0; tokens of probability 0 are never taken."""
+    p = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]])
+    for u, token in [(0.0, 1), (0.2499, 1), (0.25, 3), (0.9999999, 3)]:
+        monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, u,
+                                                                         dtype=torch.float64))
+        assert sample(p).tolist() == [token]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,9 +107,9 @@ def test_generate_ids_computes_no_more_than_the_rows_that_are_left():
     """It stops with the last row's EOS; of the rows it computes at most a fifth have ended."""
     lm, sizes = tiny_lm(seed=2), []
     lm.register_forward_hook(lambda module, args, out: sizes.append(len(out.logits)))
-    rows = generate_ids(lm, [[2]] * 50, 1, 200, 1.0, torch.Generator().manual_seed(0))
+    rows = generate_ids(lm, [[2]] * 50, 1, 240, 1.0, torch.Generator().manual_seed(1))
     lengths = [len(row) for row in rows]
-    assert len(sizes) == max(lengths) < 200
+    assert len(sizes) == max(lengths) < 240
     for t, size in enumerate(sizes):
         assert sum(length > t for length in lengths) >= 0.8 * size - 1e-6
 

@@ -10,8 +10,9 @@ from generate import pad
 from packing import pack, predict
 from tests.tiny import KINDS, tiny_lm
 
-EXAMPLES = [([2, 3, 4], [5, 6, 1]), ([7], [8]), ([9, 10, 11, 2, 3, 4, 5, 6, 7, 8], [8, 9, 10, 3, 1]),
-            ([4], [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3, 1]), ([1, 5, 1], [7, 1])] * 4
+EXAMPLES = [([2, 3, 4], [5, 6, 1]), ([7], [8]), ([9, 10, 11, 2, 3, 4, 5, 6, 7], [8, 9, 10, 3, 1]),
+            ([4], [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3, 1]), ([1, 5, 1], [7, 1])]
+EXAMPLES = [(p, r[i:] or [i]) for i in range(4) for p, r in EXAMPLES]
 
 
 def plainly(lm, examples):
@@ -26,28 +27,33 @@ def plainly(lm, examples):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_predict_packed_is_each_sequence_by_itself(kind):
-    """Outputs and gradients, 20 sequences in three grids, some longer than a sliding window."""
+    """Outputs and gradients, 20 sequences in three grids, some of the same prompt, some longer than
+    a sliding window."""
     lm = tiny_lm(kind, seed=1)
     assert lm.config._attn_implementation == "packed"
     results = []
-    for predicted in [predict(lm, *pad(EXAMPLES, "cpu"), hidden_states=True), plainly(lm, EXAMPLES)]:
+    for outputs in [predict(lm, *pad(EXAMPLES, "cpu"), hidden_states=True), plainly(lm, EXAMPLES)]:
         lm.zero_grad()
-        sum((x * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum() for x in predicted).backward()
+        sum((x * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum() for x in outputs).backward()
         gradient = torch.cat([p.grad.flatten() for p in lm.parameters() if p.grad is not None])
-        results.append((*predicted, gradient))
+        results.append((*outputs, gradient))
     for packed, plain in zip(*results):
         torch.testing.assert_close(packed, plain, rtol=1e-3, atol=1e-4 * plain.abs().max().item())
 
 
 def test_pack_by_hand():
-    """Rows of 3, 1 and 2 tokens, padded on the left: the shortest goes first."""
-    attention_mask = torch.tensor([[1, 1, 1], [0, 0, 1], [0, 1, 1]])
-    ids, positions, place, layout = pack(torch.tensor([[5, 6, 7], [0, 0, 8], [0, 9, 4]]),
-                                         attention_mask)
-    assert ids.tolist() == [[8, 9, 4, 5, 6, 7]] and positions.tolist() == [[0, 0, 1, 0, 1, 2]]
-    assert (place * attention_mask).tolist() == [[3, 4, 5], [0, 0, 0], [0, 1, 2]]
-    [(slots, rows, columns)] = layout  # a grid of three rows and columns, filled from the left
-    assert (slots.tolist(), rows, columns) == ([0, 3, 4, 6, 7, 8], 3, 3)
+    """Prompt 5 6 with responses 7 and 8 9, prompt 4 with response 3: 5 6 is kept once."""
+    ids, attention_mask, mask = pad([([5, 6], [7]), ([4], [3]), ([5, 6], [8, 9])], "cpu")
+    row, positions, place, (token_of_cell, cell_of_token, shapes) = pack(ids, attention_mask, mask)
+    assert row.tolist() == [[5, 6, 7, 4, 3, 8, 9]]
+    assert positions.tolist() == [[0, 1, 2, 0, 1, 2, 3]]
+    assert [place[i][attention_mask[i] == 1].tolist() for i in range(3)] == [
+        [0, 1, 2], [3, 4], [0, 1, 5, 6]]
+    # one grid of four columns, the shortest sequence first: 4 3 - - / 5 6 7 - / 5 6 8 9
+    assert shapes == [(3, 4)]
+    assert row[0][token_of_cell].view(3, 4).tolist() == [[4, 3, 5, 5], [5, 6, 7, 5], [5, 6, 8, 9]]
+    assert row[0][token_of_cell][cell_of_token].tolist() == row[0].tolist()
+    assert cell_of_token.tolist() == [4, 5, 6, 0, 1, 10, 11]
 
 
 def test_predict_computes_no_padding_and_no_logits_of_prompts():
@@ -57,8 +63,9 @@ def test_predict_computes_no_padding_and_no_logits_of_prompts():
     lm.lm_head.register_forward_hook(
         lambda module, args, out: seen.update(logits=out.shape[:-1].numel()))
     predict(lm, *pad(EXAMPLES, "cpu"))
-    assert seen == {"tokens": sum(len(p) + len(r) for p, r in EXAMPLES),
-                    "logits": sum(len(r) for _, r in EXAMPLES)}
+    prompts = {tuple(prompt) for prompt, _ in EXAMPLES}  # four times the same five
+    responses = sum(len(r) for _, r in EXAMPLES)
+    assert seen == {"tokens": sum(map(len, prompts)) + responses, "logits": responses}
 
 
 @pytest.mark.parametrize("config", [

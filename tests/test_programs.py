@@ -196,7 +196,8 @@ ATTACKS = {
     "no number": [
         "return float('nan')", "return float('inf')", "return 1e400", "return -1e400 + 1e400",
         "return 10 ** 1000", "return 1e300", "return [1]", "return (1,)", "return None", "return",
-        "return 'seventy-five'", "return '3 or 4'", "return '3 4'", "return '75 apples'", "return 'nan'",
+        "return 'seventy-five'", "return '3 or 4'", "return '3 4'", "return '75 apples'",
+        "return 'nan'",
         "return '1e400'",
         "return '9' * 41", "return '٣'", "return True", "return len", "return 1 < 2",
         "return lambda: 1", "return solution", "return {1}", "return {}", "return range(3)",
