@@ -61,7 +61,7 @@ def pack(ids, attention_mask, mask):
     owner = everyone.clone().scatter_reduce(0, prompt, everyone, "amin", include_self=False)[prompt]
     own = real & ~(in_prompt & (owner != everyone)[:, None])
     place = torch.zeros_like(ids).masked_scatter(own, torch.arange(own.sum(), device=ids.device))
-    place = torch.where(own, place, place[owner])  # prompts end in the same column
+    place = torch.where(own, place, place[owner])  # equal ones stand in the same columns
 
     lengths, order = real.sum(-1).sort(stable=True)
     lengths, shapes, cells, first_cell = lengths.tolist(), [], torch.zeros_like(ids), 0

@@ -8,6 +8,9 @@ SFT: batches of 32 solutions, loss on the response only. DPO: batches of 64 pair
 log-probabilities included. PPO: 256 questions a step, two epochs of minibatches of 128, KL to a
 reference; TRL has no PPO any more, so its column is GRPO with beta > 0 and two iterations, which
 has no value function to train. Generation: 256 samples at T = 1, against transformers' own.
+
+Growth: SFT on 1,000 and 8,000 questions, and updates of models of several widths as a share of the
+rate at which this machine multiplies large matrices.
 """
 import argparse
 import contextlib
@@ -21,12 +24,14 @@ os.environ["TQDM_DISABLE"] = "1"
 import datasets  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import dpo  # noqa: E402
+import packing  # noqa: E402
 import reft_ppo  # noqa: E402
 import runs  # noqa: E402
 import sft  # noqa: E402
-from generate import generate_rows, load_model  # noqa: E402
+from generate import generate_rows, load_model, pad  # noqa: E402
 from verifier import format_prompt, load_problems, reward_func  # noqa: E402
 
 try:
@@ -132,23 +137,67 @@ def bench_generate(model, problems, pairs):
         eos = tokenizer.eos_token_id
         return [row[:row.index(eos) + 1] if eos in row else row for row in rows]
 
-    def per_second(function):
+    return tuple(sum(map(len, function())) / timed(function, 4) for function in (mine, theirs))
+
+
+def growth(problems):
+    """Two tables: SFT's tokens a second on more questions, and with wider models."""
+    rows = []
+    with tempfile.TemporaryDirectory() as out:
+        for times in [1, 2, 4, 8]:
+            copies = [row | {"question": f"({i}) {row['question']}"} for i in range(times)
+                      for row in problems]
+            for split, part in ("train", copies), ("dev", copies[:20]), ("test", copies[:20]):
+                runs.write_lines(out, f"{split}.jsonl", part)
+            speed = ours(sft.main, [f"--task={out}", "--epochs=1", *SHARED], "tokens", 4)
+            rows.append([f"{len(copies):,}", f"{speed:,.0f}"])
+    print(runs.table(["questions", "tokens a second"], rows), end="\n\n")
+
+    a, b = torch.randn(2, 2048, 2048)
+    flops = 2 * 2048**3
+    peak = flops / timed(lambda: a @ b, 10)
+    tokenizer, rows = load_model(runs.HOME / "data" / "base_model")[1], []
+    examples = sft.encode(tokenizer, problems, "nl")[:64]
+    batch, count = pad(examples, "cpu"), sum(len(p) + len(r) for p, r in examples)
+    for width in [64, 256, 512]:
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width,
+            num_hidden_layers=4, num_attention_heads=4, tie_word_embeddings=True)).eval()
+        packing.enable(model)
+
+        def update():
+            model.zero_grad()
+            sft.sft_loss(model, *batch).backward()
+        with FlopCounterMode(display=False) as counter:
+            update()
+        seconds = timed(update, 5)
+        rows.append([str(width), f"{sum(p.numel() for p in model.parameters()):,}",
+                     f"{count / seconds:,.0f}",
+                     f"{counter.get_total_flops() / seconds / 1e9:,.0f}",
+                     f"{counter.get_total_flops() / seconds / peak:.0%}"])
+    print(runs.table(["hidden size", "parameters", "tokens a second", "GFLOP/s",
+                      f"of {peak / 1e9:,.0f}, a matrix product's"], rows))
+
+
+def timed(function, count):
+    """Seconds a call, after a first one."""
+    function()
+    start = time.time()
+    for _ in range(count):
         function()
-        start, count = time.time(), 0
-        for _ in range(4):
-            count += sum(map(len, function()))
-        return count / (time.time() - start)
-    return per_second(mine), per_second(theirs)
+    return (time.time() - start) / count
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", choices=["sft", "dpo", "ppo", "generate"])
+    parser.add_argument("--only", choices=["sft", "dpo", "ppo", "generate", "growth"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     problems = load_problems("word_problems", "train")
+    if args.only == "growth":
+        return growth(problems)
     with tempfile.TemporaryDirectory() as out:
         with contextlib.redirect_stdout(io.StringIO()):
             sft.main(["--epochs=5", "--limit=400", f"--out={out}/warmup"])
