@@ -13,6 +13,8 @@ import math
 import operator
 import re
 import sys
+import textwrap
+import threading
 import time
 import warnings
 from collections.abc import Iterator, MappingView
@@ -22,6 +24,7 @@ MAX_STEPS = 100_000
 MAX_DEPTH = 400  # nested expressions, those of calling functions included: about 100 calls
 MAX_BITS, MAX_ITEMS = 4_000, 10_000  # of an integer; of a list, string, ...
 BREAK, CONTINUE = "break", "continue"
+ONE_AT_A_TIME = threading.Lock()  # the limit of recursion is the process's
 
 
 class Limit(Exception):
@@ -35,26 +38,34 @@ def interpret(program, timeout=1.0):
     timeout: seconds of this thread's CPU time; the bounds on steps and values nearly always end a
     program long before.
     """
+    ONE_AT_A_TIME.acquire()
     limit = sys.getrecursionlimit()
     try:
         sys.setrecursionlimit(limit + 10 * MAX_DEPTH)  # so that only MAX_DEPTH ever decides
-        blocks = program.split("```")[1::2]
-        source = next((block for block in blocks if "def solution" in block), program)
-        source = re.sub(r"\A(?:python3?|py)?[ \r]*\n", "", source).strip()
+        blocks = program.split("```")
+        source = next((block for block in blocks[1::2] + blocks[::2] if "def solution" in block),
+                      program)
+        source = re.sub(r"(?i)\A(?:python|py)?[0-9.]*[ \r]*\n", "", source.lstrip("\ufeff"))
+        source = textwrap.dedent(source).strip()
         if len(source) > MAX_SOURCE:
             raise Limit(f"more than {MAX_SOURCE} characters")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an odd escape in a string
             tree = ast.parse(source)
         interpreter, module = Interpreter(timeout), {}
-        interpreter.run(tree.body, (module,))
+        if interpreter.run(tree.body, (module,)) is not None:
+            raise Limit("return, break or continue outside of a function or loop")
         if "solution" not in module:
             raise Limit("no function solution()")
         return interpreter.made(module["solution"]()), None
     except Exception as error:  # whatever is wrong with the program, it has no value
-        return None, f"{type(error).__name__}: {str(error)[:200]}"
+        try:
+            return None, f"{type(error).__name__}: {str(error)[:200]}"
+        except ValueError:  # it quotes an integer of too many digits
+            return None, type(error).__name__
     finally:
         sys.setrecursionlimit(limit)
+        ONE_AT_A_TIME.release()
 
 
 def bounded(value):
@@ -109,7 +120,7 @@ BUILTINS = {function.__name__: function for function in (
     abs, min, max, len, range, int, float, bool, list, tuple, dict, set, sorted, enumerate, zip,
     reversed, any, all, divmod, map, filter)} | {
     "sum": lambda values, start=0: fold("Add", values, start), "str": text_of,
-    "round": lambda x, digits=None: round(x, digits and max(-400, min(400, digits))),
+    "round": lambda x, ndigits=None: round(x, ndigits and max(-400, min(400, ndigits))),
     "pow": lambda base, power: combine("Pow", base, power),
     "print": lambda *values, **options: None, "__name__": "solution"}
 MATH = {name: getattr(math, name) for name in (
@@ -160,7 +171,8 @@ class Interpreter:
 
     def made(self, value):
         value = bounded(value)
-        self.tick(len(value) // 8 if isinstance(value, (str, list, tuple, dict, set)) else 0)
+        if isinstance(value, (str, list, tuple, dict, set)):  # an item takes ten times a character
+            self.tick(len(value) // (8 if isinstance(value, str) else 2))
         return value
 
     def combine(self, op, left, right):
@@ -180,12 +192,20 @@ class Interpreter:
                 for target in node.targets:
                     self.assign(target, value, scopes)
             case ast.AugAssign():
-                value, more = self.value(node.target, scopes), self.value(node.value, scopes)
+                target = node.target
+                if isinstance(target, ast.Subscript):  # its parts are evaluated once
+                    target = ast.Subscript(*(ast.Constant([self.value(part, scopes)]) for part in (
+                        target.value, target.slice)))
+                value, more = self.value(target, scopes), self.value(node.value, scopes)
                 if isinstance(value, list) and isinstance(node.op, ast.Add):
                     value.extend(self.weigh(more))  # in place: other names may hold this list
+                elif isinstance(value, list):
+                    value[:] = self.combine(node.op, value, more)
+                elif isinstance(value, (set, dict)):
+                    raise Limit("no operation in place on a set or dict here")
                 else:
                     value = self.combine(node.op, value, more)
-                self.assign(node.target, bounded(value), scopes)
+                self.assign(target, bounded(value), scopes)
             case ast.AnnAssign() if node.value:
                 self.assign(node.target, self.value(node.value, scopes), scopes)
             case ast.Return():
@@ -273,6 +293,8 @@ class Interpreter:
                 raise NameError(node.id)
             case ast.Constant(value=int() | float() | str() | None):
                 return bounded(node.value)
+            case ast.Constant(value=[value]):  # not of the parser's making: see AugAssign
+                return value
             case ast.BinOp():
                 return self.combine(node.op, self.value(node.left, scopes),
                                     self.value(node.right, scopes))
@@ -329,20 +351,41 @@ class Interpreter:
                 if not re.fullmatch(r"[<>=^+ ,-]{0,3}[0-9]{0,2},?(\.[0-9]{1,2})?[a-z%]?", form):
                     raise Limit("a wide format")
                 value = self.value(node.value, scopes)
+                if node.conversion == ord("r") and isinstance(value, str):
+                    value = repr(value)
                 return format(value if form else text_of(value), form)
         raise Limit(f"no {type(node).__name__} expressions here")
 
     def call(self, node, scopes):
         function, values = self.value(node.func, scopes), self.values(node.args, scopes)
         keywords = {pair.arg: self.value(pair.value, scopes) for pair in node.keywords}
+        return self.apply(function, values, keywords)
+
+    def apply(self, function, values, keywords):
+        """A call; functions that call others do so through here too, so that each call has its
+        price and nothing lazy is left over."""
         owner = getattr(function, "__self__", None)  # the list of list.append
         if function is not len:
             self.weigh([*values, *keywords.values()])
         if function.__name__ in ("sort", "index", "count", "remove"):
             self.weigh(owner)
+        if function in (map, filter) and values and values[0] is not None:
+            values = [self.priced(values[0]), *values[1:]]
+        if function in (sorted, min, max) or function.__name__ == "sort":
+            keywords = {name: self.priced(x) if name == "key" and x is not None else x
+                        for name, x in keywords.items()}
+        if function in (set, dict) or isinstance(owner, (set, dict)):  # hashes may collide
+            values = [bounded(list(x)) if isinstance(x, range) else x for x in values]
         value = self.made(function(*values, **keywords))
         bounded(owner)  # which may have grown
         return value
+
+    def priced(self, function):
+        """The function for C code to call: weighed is what it returns, too."""
+        def call(*values):
+            self.tick()
+            return self.weigh(self.apply(function, values, {}))
+        return call
 
     def attribute(self, value, name):
         if value is math:

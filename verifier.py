@@ -177,40 +177,58 @@ def to_problem(row, where):
 # ---- reading an answer ----------------------------------------------------------------------
 # Every repetition is bounded, or of a class its successor excludes: reading takes linear time.
 
-ECHO = re.compile(r"\A\s*Question:.*?^(?:Answer|Program):[^\S\n]*\n", re.M | re.S)
-NEXT_QUESTION = re.compile(r"^(?:Question|Q):", re.M)
-MARKER = re.compile(r"answer[*_ ]{0,3}(?:is|:|=)|####|\\boxed\{|^[* ]{0,8}(?-i:A)\*{0,2}:"
-                    r"|\bso,? it is(?=[^\n]{0,80}\Z)", re.M | re.I)
-OPENING = re.compile(r"(?:<<[^<>\n]{0,80}>>|\\text\{|[\s*_<>(\[{\"'`$£€~≈:\\]"
+ECHO = re.compile(r"\A\s*Question:(?:(?!^Question:).)*?^(?:Answer|Program):[^\S\n]*\n",
+                  re.M | re.S)
+NEXT_QUESTION = re.compile(
+    r"^[ *#]{0,8}(?:Question|Q|Problem|Human|User)(?: ?[0-9]{1,4})?[ *]{0,4}:", re.M)
+MARKER = re.compile(
+    r"answer(?: to (?:the|this) (?:question|problem))?[*_ ]{0,3}(?:is|would be|:|=)"
+    r"|^[#* ]{1,8}(?:final )?answer[#* ]{0,8}$|correct (?:option|choice) is|\\boxed ?\{"
+    r"|####(?=\s{0,3}[^\w\s]{0,3}(?:[0-9]|[a-z]\b))|^[* ]{0,8}(?-i:A)\*{0,2}:"
+    r"|\bso,? it is(?=[^\n]{0,80}\s{0,9}\Z)", re.M | re.I)
+LIST = re.compile(r"[\s*]{0,9}\n\s{0,9}1[.)]\s{1,3}\S")  # steps follow, and no answer
+OPENING = re.compile(r"(?:<<[^<>\n]{0,80}>>|\\(?:text|textbf|mathbf|mathrm)\{|\n\s{0,9}[-•]\s"
+                     r"|[\s*_<>(\[{\"'“”‘’`$£€₹~≈:\\]"
                      r"|(?:therefore|thus|then|now|about|approximately|exactly|only|just)\b){0,30}",
                      re.I)
-CLAUSE_END = re.compile(r"\n|;|\.(?=\s|$)|,(?=\s)(?!\s{0,3}[-$0-9])")
+CLAUSE_END = re.compile(r"\n|;|\.(?=\s|$)|,(?=\s)(?!\s{0,3}[-$0-9])|\s\(|\s(?:when|where|if)\b")
+EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
 NUMBER = re.compile(r"""
-    (?P<sign>[-−+]?) \s? [$£€]? \s?
+    (?P<sign>[-−+]?) \s? [$£€₹]? \s?
     (?P<digits>[0-9]{1,3}(?:,[0-9]{3}){1,12}(?![0-9]) | [0-9]{1,40}(?![0-9]) | (?=\.[0-9]))
     (?P<decimals>(?:\.[0-9]{1,40}(?![0-9]))?)
     (?P<exponent>(?:e[-+]?[0-9]{1,2}(?![0-9]))?)
-    (?:\s?/\s?(?P<over>[0-9]{1,40})(?![0-9.]))?""", re.X | re.I)
+    (?:\s?/\s?(?P<over>[0-9]{1,40})(?!\.?[0-9]))?""", re.X | re.I)
 # after a number: another one, or an operation that nobody has carried out
-MORE = re.compile(r"\s*(?:[-−+*/x×÷^:,.&]|e[-+]?|(?:and|to|plus|minus|times)\b)?\s*\$?[0-9]",
-                  re.I)
+MORE = re.compile(r"""
+    \s*%?\s*(?:[-−–—+*/x×÷·^:,.&]|e[-+]?|(?:and|to|plus|minus|times)\b)?\s*\\?[$£€₹]?[0-9]
+    | (?:\s{1,3}[a-z%]{1,20}){0,3}\s{1,3}(?:and|plus|to)\s{1,3}[$£€₹]?[0-9]
+    | [²³½¼¾] | \s?(?:\^|\\(?:times|cdot|sqrt|d?frac|pi)|√|π) | [xyz]\b
+    | \s(?:and\sa\shalf|hundred|thousand|million|billion|dozen|squared|cubed)\b""", re.X | re.I)
+OR_ANOTHER = re.compile(r"[^\w\n]{0,5}\bor\b[^\n.;]{0,40}[0-9]", re.I)
 SPAN = 500  # characters looked at after a marker
 
 
 def read_number(text):
     """The one number that `text` begins with, normalised: "$1,234.50 in all" -> "1234.5", "6/8" ->
     "3/4", "5 - 10 = -5" -> "-5"; None for no number, several, or more than 40 digits."""
-    clause = CLAUSE_END.split(OPENING.sub("", text[:SPAN], count=1), maxsplit=1)[0]
-    if sum(re.search("[0-9]", part) is not None for part in clause.split(" or ")) > 1:
+    text = re.sub(r"\{,\}|\\,", ",", text[:SPAN])  # LaTeX's, and its fractions
+    text = re.sub(r"(?<![0-9])\\?[dt]?frac\{([0-9]{1,40})\}\{([0-9]{1,40})\}", r"\1/\2", text)
+    text = OPENING.sub("", text, count=1)
+    clause = CLAUSE_END.split(text, maxsplit=1)[0]
+    if (sum(re.search("[0-9]", part) is not None for part in clause.split(" or ")) > 1
+            or OR_ANOTHER.match(text, len(clause))):
         return None
-    left, equals, right = clause.rpartition("=")
-    clause = OPENING.sub("", right, count=1) if equals else clause
+    *left, right = EQUALS.split(clause)
+    clause = OPENING.sub("", right, count=1) if left else clause
     match = NUMBER.match(clause)
     if match is None or MORE.match(clause, match.end()):
         return None
     value = Decimal((match["digits"].replace(",", "") or "0") + match["decimals"]
                     + match["exponent"])
-    value = -value if match["sign"] in ("-", "−") else value
+    value = value.copy_negate() if match["sign"] in ("-", "−") else value  # minus would round
+    if value.adjusted() > 39:
+        return None
     if match["over"]:
         return str(Fraction(value) / int(match["over"])) if int(match["over"]) else None
     written = f"{value:f}"
@@ -222,7 +240,8 @@ def read_choice(text, choices):
     """The letter of `choices` that `text` begins with, in lower case: "(B)." -> "b"; "" for several
     ("a or b"), None for none, as in "a number", where it is an article."""
     letter = (rf"(?:(?:option|choice)\s?)?[(\[]?([{re.escape(choices)}])(?![a-z0-9])"
-              r"(?=\s{0,3}(?:[^\w\s(]|$)|\s?\n|\s(?:because|since|or|and)\b)")
+              r"(?=\s{0,3}(?:[^\w\s(]|$)|\s?\n|\s(?:because|since|or|and)\b"
+              r"|(?-i:(?<=[A-Z])\s?\([^a-z]|(?<=[B-Z])\s(?:which\b|[0-9])))")
     several = rf"{letter}(?:\W{{0,5}}(?:or|and)\W{{1,5}}|[)\]]?\s?[,/&(\[]\s?){letter}"
     if re.match(several, text, re.I):
         return ""
@@ -252,12 +271,16 @@ def find_answer(response, choices=None):
     None where it is no one answer, as in "3 or 4". None where nothing is stated."""
     response = own_words(response)
     for match in reversed(list(MARKER.finditer(response))):
-        stated = response[match.end():match.end() + SPAN].strip()
+        stated = response[match.end():match.end() + SPAN]
+        if LIST.match(stated):
+            continue
         text = OPENING.sub("", stated, count=1)
         if choices is not None and (answer := read_choice(text, choices)) is not None:
-            return match[0], stated, answer or None
+            return match[0], stated.strip(), answer or None
         if choices is None and re.search("[0-9]", CLAUSE_END.split(text, maxsplit=1)[0]):
-            return match[0], stated, read_number(text)
+            # "Answer: She sells 16 - 7 = 9 eggs." is a first step
+            steps = match[0].endswith(":") and re.search(r"[a-z]{3,}[^=\n]*=", text[:80], re.I)
+            return match[0], stated.strip(), None if steps else read_number(text)
     return None
 
 
@@ -346,15 +369,18 @@ def reward_func(completions, answer, **kwargs):
     Raises: ValueError for an answer that is neither a number nor a letter.
     """
     def last_text(messages):
-        return messages if isinstance(messages, str) else messages[-1]["content"]
+        content = messages if isinstance(messages, str) else messages[-1]["content"] or ""
+        return content if isinstance(content, str) else "".join(
+            part.get("text") or "" for part in content)
 
     golds = [read_gold(str(a)) for a in answer]
     if None in golds:
         raise ValueError(f"an answer is a number or a letter, not {answer[golds.index(None)]!r}")
-    choices = choices_of({"answer": golds})
+    letters = sorted(set(filter(is_letter, golds)))
+    choices = choices_of({"answer": letters}) if letters else None
     cots = ["program" if last_text(prompt).rstrip().endswith("Program:") else "nl"
             for prompt in kwargs.get("prompts") or [""] * len(golds)]
-    return [reward(last_text(completion), gold, cot, choices)
+    return [reward(last_text(completion), gold, cot, choices if is_letter(gold) else None)
             for completion, gold, cot in zip(completions, golds, cots, strict=True)]
 
 
@@ -392,7 +418,8 @@ def explain(response, answer, cot="nl", choices=None):
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Show how a response is read and what it scores.")
     parser.add_argument("response", help="what the model wrote")
-    parser.add_argument("--answer", required=True, help="the right answer, a number or a letter")
+    parser.add_argument("--answer", required=True, help="the right answer, a number or a letter "
+                        "(--answer=-1/2 where it begins with a minus)")
     parser.add_argument("--cot", choices=("nl", "program"), default="nl", help="words or a program")
     parser.add_argument("--choices", help="the letters of a multiple-choice task [abcde, where the "
                         "right answer is a letter]")
@@ -401,6 +428,8 @@ def main(argv=None):
     if gold is None:
         stop(f"--answer {args.answer}: is neither a number nor a letter")
     choices = args.choices or choices_of({"answer": [gold]})
+    if choices and gold not in choices.lower():
+        stop(f"--answer {args.answer}: is not among --choices {choices}")
     for step, outcome in explain(args.response, gold, args.cot, choices):
         print(f"{step:14}{outcome}")
 

@@ -2,6 +2,7 @@
 import resource
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -66,6 +67,12 @@ def solution(body):
     ("xs = [0] * 3\nxs[1] = 5\nreturn sum(xs)", "5"),
     ("t = ()\nfor x in reversed([1, 2]):\n    t += (x,)\nreturn t[0]", "2"),
     ("return 1e3", "1000"), ("return 1e-7", "0.0000001"),
+    ("n = [0]\ndef nxt():\n    n[0] += 1\n    return n[0]\nd = {1: 5, 2: 7, 3: 9}\n"
+     "d[nxt()] += 10\nreturn d[1]", "15"), ("xs = [1]\nys = xs\nxs *= 3\nreturn len(ys)", "3"),
+    ("return len(f'{\"ab\"!r}')", "4"), ("return round(2.567, ndigits=1)", "2.6"),
+    ("def f(key=3):\n    return key\nreturn f(key=4)", "4"),
+    ("return len(sorted(['ccc', 'a', 'bb'], key=len)[0])", "1"),
+    ("xs = [3, 1, 2]\nxs.sort(key=lambda x: -x)\nreturn xs[0]", "3"),
     ("return '75'", "75"), ("return f'{1234.5:,.2f}'", "1234.5"), ("return '$18.00'", "18"),
     ("""
 import math
@@ -94,6 +101,10 @@ def test_run_program_finds_the_function_among_the_rest():
     assert run_program("```python\ndef solution():\n    return 4\n```\nThat is it.") == "4"
     assert run_program("Sure:\n```\ndef solution():\n    return 4\n") == "4"
     assert run_program(" def solution():\n    return 4") == "4"
+    assert run_program("```Python\ndef solution():\n    return 4\n```") == "4"
+    assert run_program("def solution():\n    return 4\n```\nThat is it.") == "4"
+    assert run_program("\ufeffdef solution():\n    return 4") == "4"
+    assert run_program("   def solution():\n       return N\n   N = 4") == "4"
     assert run_program("N = 3\ndef solution() -> int:\n    return N\nprint(solution())") == "3"
     guard = "if __name__ == '__main__':\n    solution(1, 2)"
     assert run_program(solution("return 4") + guard) == "4"
@@ -104,7 +115,8 @@ ATTACKS = {
     "endless loop": [
         "while True:\n    pass", "while 1:\n    x = 1", "for i in range(10**12):\n    pass",
         "for i in range(10**6):\n    for j in range(10**6):\n        pass",
-        "xs = [1]\nfor x in xs:\n    xs.append(x)",
+        "xs = [1]\nfor x in xs:\n    xs.append(x)", "xs = [1]\nmap(xs.append, xs)\nreturn 1",
+        "xs = [3, 1]\nreturn max(xs, key=lambda x: xs.append(x) or 0)",
         "while 1:\n    try:\n        while 1:\n            pass\n    except:\n        pass",
         "n = 'a' * 9999\nwhile True:\n    n.strip(n)"],
     "endless loop inside a call": [
@@ -134,6 +146,8 @@ ATTACKS = {
         "xs = [0]\nfor i in range(60):\n    xs = list(zip(xs, xs))\nreturn len(set(xs))",
         "def f(*a):\n    return 1\nreturn f(*[0] * 10**9)",
         "return len([*[0] * 9999, *[0] * 9999])",
+        "xs = [1]\nfilter(xs.extend, [xs] * 28)\nreturn 1",
+        "s = 'Ā,' * 4999\nk = [s.split(',') for i in range(150)]\nreturn 1",
         "xs = ['b' * 9999] * 9000\nreturn [].index(xs)",  # quoted in the message of the error
         "xs = [2**3999 + i for i in range(10)] * 900\nreturn [].index([xs] * 9)"],
     "nested containers": [
@@ -141,7 +155,11 @@ ATTACKS = {
         "a = (0,)\nfor i in range(60):\n    a = (a, a)\nreturn len({a: 1})",
         "xs = []\nxs.append(xs)\nreturn 1 if xs == [xs] else 2",
         "a = (0,)\nfor i in range(9000):\n    a = (a,)\nreturn len({a})",
-        "xs = []\nxs.append(xs)\nreturn max(xs, xs)"],
+        "xs = []\nxs.append(xs)\nreturn max(xs, xs)",
+        "a = b = (0,)\nfor i in range(60):\n    a, b = (a, a), (b, b)\n"
+        "return max([0, 1], key=lambda i: a if i else b)",
+        "N = [None]\nxs = [[]]\nfor m in map(map, [filter], [N], [xs]):\n"
+        "    filter(N.extend, [N] * 18)\n    filter(xs.append, m)\nlist(xs[-1])\nreturn 1"],
     "huge number": [
         "return 9 ** 9 ** 9", "return 2 ** 10 ** 9", "x = 9\nwhile True:\n    x *= x",
         "return 1 << 10 ** 9", "return pow(9, 9 ** 9)", "return pow(3, 9 ** 999, 7)",
@@ -150,7 +168,8 @@ ATTACKS = {
         "import math\nreturn math.perm(10**6, 10**5)",
         "import math\nreturn math.prod(range(1, 9000))",
         "return round(5, -10**9) + 10**5000", "return int('9' * 10**6)", "return int('9' * 9999)",
-        "return int(" + "9" * 4000 + ")"],
+        "return int(" + "9" * 4000 + ")", "return list(map(int, ['f' * 9999], [16]))",
+        "for k in map(int, ['f' * 9999], [16]):\n    return {}[k]"],
     "deep recursion": [
         "def f(n):\n    return f(n + 1)\nreturn f(0)", "f = lambda: f()\nreturn f()",
         "def f(x):\n    return max([1, 2], key=f)\nreturn f(1)",
@@ -219,6 +238,7 @@ ATTACKS = {
         "return " + "lambda:" * 1300 + "1", "\x00", "return '\ud800'",
         "ｅｘｉｔ()\nreturn '١'",
         "return 1 = 2"],
+    "hashes that collide": ["return len(set(range(0, 95000 * (2**61 - 1), 2**61 - 1)))"],
     "error": [
         "return 1 / 0", "return [1][5]", "return {}['a']", "return missing", "return 'a' + 1",
         "x = 10\nreturn [missing for i in [1]]", "return len(list(map(lambda x: missing, [1])))",
@@ -230,6 +250,7 @@ WHOLE = ["", "x = 5", "solution = 5", "solution = None", "def solve():\n    retu
          "def solution():\nreturn 1", "\x00" * 100, "def" * 10**6, "(" * 10**6,
          "\ud800", "async def solution():\n    return 1", "while True: pass",
          "import os\nos.mkdir('harm')\ndef solution():\n    return 1",
+         "return 5\ndef solution():\n    return 4", "break\ndef solution():\n    return 4",
          "from __future__ import braces", "```", "``````", None, 5, b"x"]
 ATTACKS = {kind: list(map(solution, bodies)) for kind, bodies in ATTACKS.items()} | {
     "not even a solution()": WHOLE}
@@ -273,6 +294,13 @@ def test_run_program_audit_sees_what_would_be_harm(tmp_path):
     exec("import os\nos.mkdir(path)\nopen(path + '/x', 'w').close()", {"path": str(tmp_path / "a")})
     events, watched = watched, None
     assert {"exec", "os.mkdir", "open"} <= set(events)
+
+
+def test_run_program_in_threads_leaves_the_limit_of_recursion_alone():
+    before = sys.getrecursionlimit()
+    with ThreadPoolExecutor(4) as pool:
+        values = list(pool.map(run_program, [solution("return sum(range(99))")] * 200))
+    assert values == ["4851"] * 200 and sys.getrecursionlimit() == before
 
 
 def test_run_program_ends_colliding_hashes_in_time():

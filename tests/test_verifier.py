@@ -220,6 +220,40 @@ def test_load_problems_loads_what_the_hub_holds(tmp_path, monkeypatch):
     ("The answer is A or B or C.", None), ("The answer is 5. The answer is 3 or 4.", None),
     ("The answer is ५", None), ("The answer is １８", None),
     ("The answer is ²", None), ("The answer is " + "9" * 10**6, None), ("team A: 5", None),
+    # lists, explanations, several answers, compounds, LaTeX, next questions
+    ("**Answer:**\n\n- 18 eggs", "18"),
+    ("Answer:\n1. Janet sells 9 eggs.\n2. She makes $18.", None),
+    ("The answer is 18 eggs (16 - 3 - 4 = 9 were sold at $2).", "18"),
+    ("The answer is 18 (x = 6)", "18"), ("The answer is 5 when x = 3", "5"),
+    ("The answer is 18 >= 10", "18"), ("The answer is 18 != 19", "18"),
+    ("The answer is 3–4", None), ("The answer is 3, or 4", None), ("The answer is 3 (or 4)", None),
+    ("The answer is £3-£4", None), ("The answer is £3 and £4", None),
+    ("The answer is \\$3-\\$4", None), ("The answer is 3% to 4%", None),
+    ("The answer is 12 apples and 5 pears", None), ("The answer is 2 hours and 30 minutes", None),
+    ("The answer is 2 and a half", None), ("The answer is 3½", None),
+    ("The answer is 2.5 million", None), ("The answer is 9 · 2", None), ("The answer is 5²", None),
+    ("The answer is 3x + 5", None), ("\\boxed{5\\frac{1}{2}}", None), ("\\boxed{1{,}234}", "1234"),
+    ("\\boxed{10\\,000}", "10000"), ("\\boxed{2^{10}}", None), ("\\boxed{3 \\times 4}", None),
+    ("\\boxed{2\\sqrt{3}}", None),
+    ("Question: 2 and 3?\nAnswer: The answer is 5.\n\nQuestion: 4?\nAnswer:\nThe answer is 8.",
+     None),
+    ("The answer is 18.\n\nQuestion 2: what?\nAnswer: 5", "18"),
+    ("The answer is 18.\n\n**Question:** what?\nAnswer: 5", "18"),
+    ("The answer is 18.\n\n### Question: what?\nAnswer: 5", "18"),
+    ("The answer is 18.\n\n Question: what?\nAnswer: 5", "18"),
+    ("The answer is 18.\n\nProblem: what?\nAnswer: 5", "18"),
+    ("The answer is 18.\nHuman: what?\nAnswer: 5", "18"),
+    ("Answer: Janet sells 16 - 3 - 4 = 9 eggs.\nShe makes 9 * 2 = 18 dollars.", None),
+    ("The answer is -12345678901234567890123456789012", "-12345678901234567890123456789012"),
+    ("\\boxed{\\frac{3}{4}}", "3/4"), ("\\boxed{\\textbf{18}}", "18"), ("\\boxed {18}", "18"),
+    ("So, it is 18.\n", "18"), ("**The answer is 3/4.**", "3/4"), ("The answer is (3/4.)", "3/4"),
+    ("The answer is “18”", "18"), ("The answer to the question is 18", "18"),
+    ("The answer would be 18", "18"), ("### Final Answer\n\n18", "18"),
+    ("The answer is ₹18", "18"), ("The answer is 18.\n\n#### Check of step 2", "18"),
+    ("The answer is 1e50", None), ("The answer is 18 since 9 and 9 make 18", "18"),
+    ("The answer is 18 miles to the east", "18"), ("#### 18", "18"), ("####18", "18"),
+    ("#### $18", "18"), ("#### **18**", "18"), ("#### \\boxed{18}", "18"),
+    ("Answer: 3 + 4 = 7", "7"), ("Answer: x = 7", "7"),
 ])
 def test_extract_answer_reads_what_is_stated(response, answer):
     assert extract_answer(response) == answer
@@ -239,6 +273,12 @@ def test_extract_answer_reads_what_is_stated(response, answer):
     ("The answer is A/B", None), ("The answer is (A)(B)", None), ("The answer is B & C", None),
     ("The answer is a, b", None), ("The answer is because.", None), ("The answer is 3.", None),
     ("b", None),
+    ("The answer is A. Wait. The answer is C (27.675).", "c"),
+    ("The answer is C which is 27", "c"), ("The answer is C (27.675).", "c"),
+    ("The answer is B 27", "b"), ("The correct option is (B)", "b"),
+    ("\\boxed{\\textbf{(B)}\\ 27}", "b"), ("Answer: A train travels 60 miles", None),
+    ("The answer is a (big) number", None), ("The answer is A (27)", "a"), ("#### b", "b"),
+    ("#### (B)", "b"), ("#### Check", None),
 ])
 def test_extract_answer_reads_letters(response, answer):
     assert extract_answer(response, choices="abcde") == answer
@@ -373,6 +413,10 @@ def test_reward_func_scores_as_trl_calls_it():
                  prompts=[[{"role": "user", "content": "How many?"}]] * 3) == [1.0, 0.1, 0.0]
     assert score(["The answer is (B).", "The answer is (C).", "The answer is 3."],
                  ["B", "b", "b"]) == [1.0, 0.0, 0.0]
+    assert score(["The answer is b.", "The answer is 5."], ["b", "5"]) == [1.0, 1.0]
+    parts = [{"type": "text", "text": "The answer "}, {"type": "text", "text": "is 18."}]
+    assert score([[{"content": parts}], [{"content": None}]], ["18", "18"]) == [1.0, 0.0]
+    assert score([], []) == []
     programs = ["def solution():\n    return 18", "def solution():\n    return 17", texts[0]]
     assert score(programs, ["18"] * 3, prompts=[format_prompt("How many?", "program")] * 3) == [
         1.0, 0.1, 0.0]
@@ -436,3 +480,6 @@ def test_main_shows_how_a_response_was_read(capsys):
     with pytest.raises(SystemExit):
         main(["--answer", "soon", "The answer is 18."])
     assert "--answer soon" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--answer", "18", "--choices", "abc", "The answer is (B)."])
+    assert "not among --choices abc" in capsys.readouterr().err
