@@ -199,10 +199,10 @@ class Interpreter:
                 value, more = self.value(target, scopes), self.value(node.value, scopes)
                 if isinstance(value, list) and isinstance(node.op, ast.Add):
                     value.extend(self.weigh(more))  # in place: other names may hold this list
-                elif isinstance(value, list):
-                    value[:] = self.combine(node.op, value, more)
-                elif isinstance(value, (set, dict)):
-                    raise Limit("no operation in place on a set or dict here")
+                elif isinstance(value, (list, set, dict)):
+                    result = self.combine(node.op, value, more)
+                    value.clear()
+                    (value.extend if isinstance(value, list) else value.update)(result)
                 else:
                     value = self.combine(node.op, value, more)
                 self.assign(target, bounded(value), scopes)

@@ -69,6 +69,8 @@ def solution(body):
     ("return 1e3", "1000"), ("return 1e-7", "0.0000001"),
     ("n = [0]\ndef nxt():\n    n[0] += 1\n    return n[0]\nd = {1: 5, 2: 7, 3: 9}\n"
      "d[nxt()] += 10\nreturn d[1]", "15"), ("xs = [1]\nys = xs\nxs *= 3\nreturn len(ys)", "3"),
+    ("a = b = {1}\na |= {2}\na -= {1}\nreturn sum(b)", "2"),
+    ("a = b = {1: 2}\na |= {2: 3}\nreturn len(b)", "2"),
     ("return len(f'{\"ab\"!r}')", "4"), ("return round(2.567, ndigits=1)", "2.6"),
     ("def f(key=3):\n    return key\nreturn f(key=4)", "4"),
     ("return len(sorted(['ccc', 'a', 'bb'], key=len)[0])", "1"),
