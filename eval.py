@@ -385,8 +385,8 @@ def rescore(file):
 # --- The frontier: reward against KL, as in figure 2 of the DPO paper ---
 
 FRONTIER = [  # name, script, minutes a run, the flag that is varied, its values, other flags
-    ("reft", "reft_ppo.py", 3.0, "kl_coef", [0.0, 0.02, 0.05, 0.2, 0.5], {"eval_every": 10}),
-    ("dpo", "dpo.py", 1.6, "beta", [0.1, 0.3, 1.0, 3.0], {}),
+    ("reft", "reft_ppo.py", 2.1, "kl_coef", [0.0, 0.02, 0.05, 0.2, 0.5], {"eval_every": 10}),
+    ("dpo", "dpo.py", 0.8, "beta", [0.1, 0.3, 1.0, 3.0], {}),
 ]
 
 
