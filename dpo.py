@@ -28,10 +28,11 @@ from tqdm import tqdm
 import runs
 from eval import accuracy_table, evaluate, evaluation_flags, respond, reward_and_kl
 from figures import draw_preferences
-from generate import encode_prompts, load_to_train, pad
+from generate import check_room, context_of, encode_prompts, load_to_train, pad
 from packing import predict
-from sft import add_warmup_flags, warm_up
-from verifier import load_problems
+from resume import Run, checkpoints
+from sft import add_warmup_flags, claim, warm_up
+from verifier import load_splits
 
 # --- The losses. log pi(y|x) is a sum over the response's tokens; w is chosen, l is rejected ---
 
@@ -248,50 +249,54 @@ def measure_pairs(model, pairs, size):
     return {"accuracy": right.mean().item(), "chosen_logp": logps[:, 0].mean().item()}
 
 
-def main(argv=None):
-    args = parse_args(argv)
+def train(args):
     start = time.time()
     on_pairs_alone = args.task == "none"
     if on_pairs_alone and (args.pairs is None or args.eval_samples):
         runs.stop("--task none has no questions to sample responses to; name a file with --pairs, "
                   "and leave --eval-samples out")
+    if on_pairs_alone:
+        args.warmup = args.warmup or args.model
+    claim(args)
     texts = load_pairs(args.pairs)[:args.limit] if args.pairs else None
 
     # Warm-up: the same as ReFT's
-    args.warmup = args.warmup or args.model if on_pairs_alone else warm_up(args)
+    args.warmup = warm_up(args)
     runs.set_seed(args.seed)
     # In eval mode, and it stays there: with dropout the policy would not start at its reference.
     policy, tokenizer = load_to_train(args.warmup, args)
     reference = copy.deepcopy(policy).requires_grad_(False) if args.eval_samples else None
     if not on_pairs_alone:
-        train, dev, test = (load_problems(args.task, split, args.limit)
-                            for split in ["train", "dev", "test"])
+        problems, dev, test = load_splits(args.task, args.limit)
+        check_room(policy, tokenizer, {"train": problems, "dev": dev, "test": test}, args.cot,
+                   args.max_new_tokens)
 
     # Pairs: the warm-up's samples, labelled by the rule; or those of a file
     began, metrics = time.time(), {"step": 0, "tokens": 0}
-    if texts is None:
-        responses = respond(policy, tokenizer, train, n=args.samples, temperature=1.0,
+    resuming = args.resume and bool(checkpoints(args.out))
+    if texts is None and resuming:
+        texts, counts = load_pairs(f"{args.out}/pairs.jsonl"), {}
+    elif texts is None:
+        responses = respond(policy, tokenizer, problems, n=args.samples, temperature=1.0,
                             seed=args.seed, **evaluation_flags(args))
         texts, counts = make_pairs(responses, args.samples, args.pairs_per_question)
-        metrics |= {"questions": len(train), "samples": len(responses)}
+        metrics |= {"questions": len(problems), "samples": len(responses)}
         print("pairs: {pairs:,} from {paired:,} of {questions:,} questions ({all_right:,} had only "
               "right responses, {all_wrong:,} only wrong ones, and {cut_off:,} of {responses:,} "
               "responses were cut off)".format(**counts))
     else:
         counts = {"pairs": len(texts)}
     parts = hold_out(texts) if on_pairs_alone else [texts]
-    encoded = [encode(tokenizer, part, args.max_length) for part in parts]
+    max_length = min(args.max_length, context_of(policy))
+    encoded = [encode(tokenizer, part, max_length) for part in parts]
     left_out = sum(map(len, parts)) - sum(map(len, encoded))
     if left_out:
-        print(f"pairs: {left_out:,} are longer than --max-length {args.max_length}, or the same on "
-              "both sides, and are left out")
+        print(f"pairs: {left_out:,} are longer than {max_length} tokens, or the same on both "
+              "sides, and are left out")
     if not all(encoded):
         runs.stop("there is no pair to learn from, or none to hold out. " + (
             "Try a larger --max-length, or more pairs" if args.pairs else
             "No question had a right response and a wrong one: try more --warmup-epochs"))
-    runs.open_run(args.out, vars(args), effective_batch=args.batch_size)
-    if args.pairs is None:
-        runs.write_lines(args.out, "pairs.jsonl", texts)
 
     # log pi_ref of every response, once: the reference never changes
     at_once = max(1, args.micro_batch_size // 2)  # a pair is two responses
@@ -314,83 +319,90 @@ def main(argv=None):
                 if name in measured} | point
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
-    steps = args.epochs * -(-len(pairs) // args.batch_size)
+    per_epoch = -(-len(pairs) // args.batch_size)
+    steps = args.epochs * per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(  # a tenth of the steps up, then down to 0
         optimizer, lambda step: min((step + 1) / max(1, 0.1 * steps), 1 - step / steps))
-    metrics |= measure_dev()
-    runs.log_step(args.out, metrics)
+    run = Run(args, start, [policy, optimizer, schedule], args.batch_size,
+              order=list(range(len(pairs))), counts=counts, best=None, best_weights=None)
+    if run.best is None:
+        if args.pairs is None:
+            runs.write_lines(args.out, "pairs.jsonl", texts)
+        run.best, run.best_weights = metrics | measure_dev(), runs.weights_of(policy)
+        run.log(run.best)
     # What chooses the model: SFT on pairs alone need not set the chosen apart from the rejected.
     criterion = ("dev_chosen_logp" if on_pairs_alone and args.loss == "preferred-ft"
                  else "dev_accuracy")
-    best, best_weights = metrics, runs.weights_of(policy)
-    history, step = [metrics], 0
 
-    bar = tqdm(total=steps, desc=f"DPO {args.out}", unit="step")
-    for epoch in range(1, args.epochs + 1):
-        random.shuffle(pairs)
-        for first in range(0, len(pairs), args.batch_size):
-            began, step = time.time(), step + 1
-            batch = sorted(pairs[first:first + args.batch_size],
-                           key=lambda p: max(len(p["chosen"]), len(p["rejected"])))
-            sums = Counter()
-            for at in range(0, len(batch), at_once):
-                part = batch[at:at + at_once]
-                chosen_logps, rejected_logps = pair_logps(policy, part)
-                ref_chosen_logps, ref_rejected_logps, chosen_tokens = torch.tensor(
-                    [[p["ref_chosen"], p["ref_rejected"], len(p["chosen"])] for p in part],
-                    device=policy.device).T
-                logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
+    bar = tqdm(run.steps(steps), f"DPO {args.out}", steps, initial=run.step, unit="step")
+    for step in bar:
+        began = time.time()
+        epoch, batch_of_epoch = 1 + (step - 1) // per_epoch, (step - 1) % per_epoch
+        if batch_of_epoch == 0:
+            random.shuffle(run.order)
+        first = batch_of_epoch * args.batch_size
+        batch = sorted(run.order[first:first + args.batch_size], key=lambda i: max(
+            len(pairs[i]["chosen"]), len(pairs[i]["rejected"])))
+        sums = Counter()
+        for at in range(0, len(batch), at_once):
+            rows = batch[at:at + at_once]
+            part = [pairs[i] for i in rows]
+            chosen_logps, rejected_logps = pair_logps(policy, part)
+            ref_chosen_logps, ref_rejected_logps, chosen_tokens = torch.tensor(
+                [[p["ref_chosen"], p["ref_rejected"], len(p["chosen"])] for p in part],
+                device=policy.device).T
+            logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
 
-                # The loss; the implicit rewards are logged whichever it is
-                losses, chosen_rewards, rejected_rewards = dpo_loss(
-                    *logps, args.beta, args.label_smoothing)
-                if args.loss == "ipo":
-                    losses = ipo_loss(*logps, args.beta)
-                elif args.loss == "preferred-ft":
-                    losses = preferred_ft_loss(chosen_logps)
-                elif args.loss == "unlikelihood":
-                    losses = unlikelihood_loss(chosen_logps, rejected_logps, args.alpha)
-                losses = losses - args.sft_coef * chosen_logps / chosen_tokens
-                (losses.sum() / len(batch)).backward()  # with the other parts, the batch's mean
+            # The loss; the implicit rewards are logged whichever it is
+            losses, chosen_rewards, rejected_rewards = dpo_loss(
+                *logps, args.beta, args.label_smoothing)
+            if args.loss == "ipo":
+                losses = ipo_loss(*logps, args.beta)
+            elif args.loss == "preferred-ft":
+                losses = preferred_ft_loss(chosen_logps)
+            elif args.loss == "unlikelihood":
+                losses = unlikelihood_loss(chosen_logps, rejected_logps, args.alpha)
+            losses = losses - args.sft_coef * chosen_logps / chosen_tokens
+            run.stop_unless_finite("the loss", losses, rows)
+            (losses.sum() / len(batch)).backward()  # with the other parts, the batch's mean
 
-                for name, x in [
-                        ("loss", losses), ("chosen_reward", chosen_rewards),
-                        ("rejected_reward", rejected_rewards),
-                        ("margin", chosen_rewards - rejected_rewards),
-                        ("accuracy", (chosen_rewards > rejected_rewards).float()),
-                        ("chosen_logp", chosen_logps), ("rejected_logp", rejected_logps)]:
-                    sums[name] += x.detach().sum()
-            grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
-            lr = schedule.get_last_lr()[0]
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            metrics = {
-                "step": step, "epoch": epoch, "questions": len(batch),
-                "tokens": sum(2 * len(p["prompt"]) + len(p["chosen"]) + len(p["rejected"])
-                              for p in batch),
-                "lr": lr, "grad_norm": grad_norm.item(),
-                **{name: x.item() / len(batch) for name, x in sums.items()},
-                "seconds": time.time() - began}
-            if step % args.eval_every == 0 or step == steps:
-                metrics |= measure_dev()
-                if metrics[criterion] > best[criterion]:
-                    best, best_weights = metrics, runs.weights_of(policy)
-            history.append(metrics)
-            runs.log_step(args.out, metrics)
-            bar.update()
-            bar.set_postfix(loss=f"{metrics['loss']:.3f}", margin=f"{metrics['margin']:.2f}",
-                            dev=f"{best['dev_accuracy']:.1%}")
-    bar.close()
+            for name, x in [
+                    ("loss", losses), ("chosen_reward", chosen_rewards),
+                    ("rejected_reward", rejected_rewards),
+                    ("margin", chosen_rewards - rejected_rewards),
+                    ("accuracy", (chosen_rewards > rejected_rewards).float()),
+                    ("chosen_logp", chosen_logps), ("rejected_logp", rejected_logps)]:
+                sums[name] += x.detach().sum()
+        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+        run.stop_unless_finite("the gradient's norm", grad_norm)
+        lr = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        metrics = {
+            "step": step, "epoch": epoch, "questions": len(batch),
+            "tokens": sum(2 * len(pairs[i]["prompt"]) + len(pairs[i]["chosen"])
+                          + len(pairs[i]["rejected"]) for i in batch),
+            "lr": lr, "grad_norm": grad_norm.item(),
+            **{name: x.item() / len(batch) for name, x in sums.items()},
+            "seconds": time.time() - began}
+        if step % args.eval_every == 0 or step == steps:
+            metrics |= measure_dev()
+            if metrics[criterion] > run.best[criterion]:
+                run.best, run.best_weights = metrics, runs.weights_of(policy)
+        run.log(metrics)
+        bar.set_postfix(loss=f"{metrics['loss']:.3f}", margin=f"{metrics['margin']:.2f}",
+                        dev=f"{run.best['dev_accuracy']:.1%}")
 
-    policy.load_state_dict(best_weights)
+    policy.load_state_dict(run.best_weights)
     runs.save_model(args.out, policy, tokenizer)
     after, (warmup, _) = measure(policy, test), load_to_train(args.warmup, args)
     before = measure(warmup, test)
-    result = {"test_accuracy": after["accuracy"], "dev_accuracy": best["dev_accuracy"],
-              "best_step": best["step"], "warmup_test_accuracy": before["accuracy"],
+    history = runs.read_metrics(args.out)
+    result = {"test_accuracy": after["accuracy"], "dev_accuracy": run.best["dev_accuracy"],
+              "best_step": run.best["step"], "warmup_test_accuracy": before["accuracy"],
               "warmup_dev_accuracy": history[0]["dev_accuracy"],
-              "seed": args.seed, "steps": steps, "pairs": counts, "seconds": time.time() - start,
+              "seed": args.seed, "steps": steps, "pairs": run.counts, "seconds": run.seconds(),
               "peak_memory_mb": runs.peak_memory_mb(policy.device.type),
               **{name: x for name, x in after.items() if name != "accuracy"}}
     runs.write_json(args.out, "result.json", result)
@@ -428,6 +440,10 @@ def summarize(args, before, after, result, warnings, n_test):
         print(f"next:  {runs.command('sft.py', args, 'sft')}   # the baseline\n"
               f"       {runs.command('reft_ppo.py', args, 'reft')}   # PPO with the rule's reward\n"
               f"       python eval.py {args.warmup} {beside / 'sft'} {args.out} {beside / 'reft'}")
+
+
+def main(argv=None):
+    runs.guarded(train, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 import figures
 import runs
-from generate import (encode_prompts, generate, generate_rows, load_model,  # noqa: F401 (generate)
-                      pad)
+from generate import (check_room, encode_prompts, generate,  # noqa: F401 (generate)
+                      generate_rows, load_model, pad)
 from packing import predict
 from verifier import (careful_share, choices_of, extract_answer, format_prompt, load_problems,
                       score)
@@ -208,7 +208,7 @@ def by_seed(folders):
     for folder in folders:
         rest = flags_of(folder) or {"model": folder}
         rest |= {name: Path(rest[name] or "").name for name in ["model", "warmup"] if name in rest}
-        rest = {name: x for name, x in rest.items() if name not in ("seed", "out")}
+        rest = {name: x for name, x in runs.settings(rest).items() if name != "seed"}
         groups.setdefault((Path(folder).name, str(rest)), []).append(folder)
     names = Counter(name for name, _ in groups)
     return [(name if names[name] == 1 else group[0], group) for (name, _), group in groups.items()]
@@ -338,6 +338,7 @@ def compare(args):
             runs.stop(f"{folder} was trained on pairs alone: name a --task to measure it on")
         problems = load_problems(flags["task"], args.split, flags["limit"])
         model, tokenizer = load_model(folder, args.device, flags["dtype"])
+        check_room(model, tokenizer, {args.split: problems}, flags["cot"], flags["max_new_tokens"])
         generations = Path(args.out) / "generations" / f"{i}-{Path(folder).name}.jsonl"
         runs.make_folder(generations.parent)
         measured[folder] = {
@@ -360,8 +361,9 @@ def compare(args):
     print(f"saved in {args.out}")
 
 
-def rescore(file):
+def rescore(args):
     """Score saved generations again, and say what changed."""
+    file = args.rescore
     try:
         with open(file, encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
@@ -403,7 +405,7 @@ def frontier(args):
             flags = shared | given | more | {flag: value, "eval_samples": 4}
             jobs.append((folder, script, flags, minutes))
     todo = [(folder, script, flags, minutes) for folder, script, flags, minutes in jobs
-            if not flags.items() <= flags_of(folder).items()]
+            if not runs.settings(flags).items() <= flags_of(folder).items()]
     print(f"frontier: {len(jobs)} runs in {args.out}, {len(todo)} of them still to make: about "
           f"{sum(job[-1] for job in todo):.0f} minutes on two CPU cores. Interrupt it at will: the "
           "same command goes on from the last finished run.", flush=True)
@@ -411,8 +413,8 @@ def frontier(args):
         argv = runs.as_argv(flags)
         print(f"\nrun {i} of {len(todo)}: python {script} {' '.join(argv)}", flush=True)
         try:
-            subprocess.run([sys.executable, runs.HOME / script, *argv, f"--out={folder}"],
-                           check=True)
+            subprocess.run([sys.executable, runs.HOME / script, *argv, f"--out={folder}",
+                            *["--resume"] * runs.is_begun(folder)], check=True)
         except subprocess.CalledProcessError as error:
             runs.stop(f"{script} ended with code {error.returncode}; its own words stand above")
         except KeyboardInterrupt:
@@ -422,7 +424,8 @@ def frontier(args):
     for folder, _, flags, _ in jobs:
         name, price = folder.name.split("-", 1)
         for other in sorted(Path(args.out).glob(f"*/{folder.name}")):
-            if (flags | {"seed": 0}).items() <= (flags_of(other) | {"seed": 0}).items():
+            if (runs.settings(flags) | {"seed": 0}).items() <= (
+                    flags_of(other) | {"seed": 0}).items():
                 series.setdefault(name, {}).setdefault(float(price), []).extend(
                     m for m in runs.read_metrics(other) if "dev_kl" in m)
     figures.draw_frontier(series, Path(args.out) / "frontier.png")
@@ -430,7 +433,7 @@ def frontier(args):
 
 
 def main(argv=None):
-    parser = runs.make_parser(__doc__, out="out/compare")
+    parser = runs.make_parser(__doc__, out="out/compare", trains=False)
     parser.add_argument("runs", nargs="*", help="folders of finished runs, or models")
     parser.add_argument("--split", default="test", choices=["train", "dev", "test"])
     parser.add_argument("--samples", type=runs.number(int, 0), default=32,
@@ -443,12 +446,9 @@ def main(argv=None):
     parser.set_defaults(model=None, task=None, cot=None, max_new_tokens=None, dtype=None, out=None)
     args = parser.parse_args(argv)
     args.out = args.out or ("out/frontier" if args.frontier else "out/compare")
-    if args.rescore:
-        rescore(args.rescore)
-    elif args.frontier:
-        frontier(args)
-    else:
-        compare(args)
+    if (Path(args.out) / "config.json").exists():
+        runs.stop(f"--out {args.out} holds a run; choose another folder for what is measured")
+    runs.guarded(rescore if args.rescore else frontier if args.frontier else compare, args)
 
 
 if __name__ == "__main__":

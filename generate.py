@@ -4,6 +4,7 @@ What every script does in the same way, since a difference here would be one bet
 """
 
 import functools
+import math
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import packing
 import runs
+from verifier import format_prompt
 
 transformers.utils.logging.disable_progress_bar()  # saving 1 MB needs no bar of its own
 
@@ -30,15 +32,28 @@ def load_model(path, device=None, dtype=None):
     if (Path(path) / "model").is_dir():
         path = str(Path(path) / "model")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        safely = dict(trust_remote_code=False)  # a stranger's folder is data
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **safely)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype or "float32", use_safetensors=True)
+            path, dtype=dtype or "float32", use_safetensors=True, **safely)
     except Exception as error:  # each part of the loader raises its own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         runs.stop(f"{path}: no model could be loaded ({reason}); give a run's folder, a hub name, "
                   "or a folder with config.json, model.safetensors and a tokenizer")
     if tokenizer.eos_token_id is None:
-        runs.stop(f"{path}: its tokenizer has no EOS token, so no response could end")
+        runs.stop(f"{path}: its tokenizer has no EOS token, so no response could end; name one in "
+                  "its tokenizer_config.json")
+    embedded, added = model.get_input_embeddings().num_embeddings, tokenizer.added_tokens_decoder
+    # Special tokens, but for the EOS, stand in no text: some models do without some of theirs.
+    ids = {i for i in tokenizer.get_vocab().values() if i not in added or not added[i].special}
+    highest = max(ids | {tokenizer.eos_token_id})
+    if highest >= embedded:
+        runs.stop(f"{path}: its tokenizer has ids up to {highest}, its model embeds {embedded}; take "
+                  "the tokenizer that belongs to the model, or resize the model's embeddings")
+    broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if broken:
+        runs.stop(f"{path}: {broken[0]} holds numbers that are not finite; the file is broken, or "
+                  "the run that made it was")
     model = model.to(runs.pick_device(device or "auto")).eval()
     packing.enable(model)
     return model, tokenizer
@@ -78,6 +93,34 @@ def encode_prompts(tokenizer, prompts):
     eos = tokenizer.eos_token_id
     encoded = tokenizer(list(prompts))["input_ids"] if len(prompts) else []
     return [ids[:-1] if ids[-1:] == [eos] and len(ids) > 1 else ids for ids in encoded]
+
+
+def context_of(model):
+    """The most tokens that a sequence may have; infinite where the model knows no such limit."""
+    return getattr(model.config, "max_position_embeddings", None) or math.inf
+
+
+def check_room(model, tokenizer, splits, cot, max_new_tokens, examples=()):
+    """Stop where a prompt and its response would not fit the model's context.
+
+    Args: splits, {name: problems}; examples, (prompt ids, response ids) of the first split.
+    """
+    context = context_of(model)
+    for name, problems in splits.items():
+        prompts = encode_prompts(tokenizer, [format_prompt(q, cot) for q in problems["question"]])
+        longest, row = max((len(prompt), row) for row, prompt in enumerate(prompts, 1))
+        where = f"the prompt of row {row} of the {name} split has {longest} tokens"
+        if longest >= context:
+            runs.stop(f"{where}, and the model's context {context}: leave it out, or choose another "
+                      "--model")
+        if longest + max_new_tokens > context:
+            runs.stop(f"--max-new-tokens {max_new_tokens}: {where}, which leaves room for "
+                      f"{context - longest} in the model's context of {context}; give at most that")
+    for row, (prompt, response) in enumerate(examples, 1):
+        if len(prompt) + len(response) > context:
+            runs.stop(f"row {row} of the {next(iter(splits))} split has {len(prompt)} tokens in its "
+                      f"prompt and {len(response)} in its solution, and the model's context "
+                      f"{context}: leave it out, or choose another --model")
 
 
 def pad(examples, device):

@@ -27,10 +27,11 @@ from tqdm import tqdm
 import runs
 from eval import accuracy_table, evaluate, evaluation_flags, reward_and_kl
 from figures import draw_curves
-from generate import encode_prompts, generate_ids, load_to_train, pad
+from generate import check_room, encode_prompts, generate_ids, load_to_train, pad
 from packing import predict
-from sft import add_warmup_flags, warm_up
-from verifier import careful_share, choices_of, format_prompt, is_correct, load_problems, reward
+from resume import Run
+from sft import add_warmup_flags, claim, warm_up
+from verifier import careful_share, choices_of, format_prompt, is_correct, load_splits, reward
 
 
 # --- The formulas, in the order in which the algorithm uses them (ReFT section 3.2) ---
@@ -93,6 +94,12 @@ def policy_loss(logprobs, old_logprobs, advantages, mask, clip_eps):
     ratio = (logprobs - old_logprobs).masked_fill(~mask, 0).exp()
     clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps)
     return mean_of_means(-torch.min(ratio * advantages, clipped * advantages), mask)
+
+
+def approx_kl(log_ratio):
+    """KL(pi_old || pi) in nats a token, of pi_old's samples: the mean of rho - 1 - log rho, which
+    is never negative (k3 of Schulman's "Approximating KL divergence")."""
+    return (log_ratio.exp() - 1 - log_ratio).mean()
 
 
 def value_loss(values, old_values, returns, mask, clip_eps):
@@ -158,6 +165,12 @@ def logprobs_and_values(policy, rollout):
     return blank.masked_scatter(rollout.mask, logprobs), blank.masked_scatter(rollout.mask, values)
 
 
+def minibatches(count, size, epochs, device):
+    """The rollout's rows in lots of `size`, `epochs` times over, each time in another order."""
+    for _ in range(epochs):
+        yield from torch.randperm(count).to(device).split(size)
+
+
 @torch.no_grad()
 def score_tokens(policy, reference, rollout, size):
     """Fill in the rollout's logprobs, values and ref_logprobs, `size` rows at a time."""
@@ -181,8 +194,8 @@ def parse_args(argv=None):
                        help="rollouts, each followed by its updates [300 epochs of the questions]")
     flags.add_argument("--batch-size", type=runs.number(int, 1), default=256,
                        help="questions a step, one response each [32; 256 for a 125M model]")
-    flags.add_argument("--minibatch-size", type=runs.number(int, 1), default=128,
-                       help="responses an optimizer step")
+    flags.add_argument("--minibatch-size", type=runs.number(int, 1), default=None,
+                       help="responses an optimizer step; without it 128, or --batch-size if less")
     flags.add_argument("--ppo-epochs", type=runs.number(int, 1), default=2,
                        help="updates with each rollout, U in the paper [2]")
     flags.add_argument("--lr", type=runs.number(float, above=0), default=5e-4,
@@ -197,6 +210,9 @@ def parse_args(argv=None):
                        help="lambda of GAE [0.95]")
     flags.add_argument("--clip-eps", type=runs.number(float, above=0), default=0.2,
                        help="epsilon, for the policy's ratio and for the value [0.2]")
+    flags.add_argument("--max-kl", type=runs.number(float, above=0), default=None,
+                       help="end a step's updates once the policy is so far from the one that "
+                       "sampled, in nats a token (approx_kl) [none]")
     flags.add_argument("--vf-coef", type=runs.number(float, 0), default=0.3,
                        help="alpha, the weight of the value loss [5]")
     flags.add_argument("--max-grad-norm", type=runs.number(float, above=0), default=1.0, help="[1]")
@@ -208,13 +224,21 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.kl_coef is None:
         args.kl_coef = {"nl": 0.05, "program": 0.01}[args.cot]
+    if args.minibatch_size is None:
+        args.minibatch_size = min(128, args.batch_size)
+    if args.minibatch_size > args.batch_size:
+        parser.error(f"--minibatch-size {args.minibatch_size} is larger than --batch-size "
+                     f"{args.batch_size}: an update learns from a part of the rollout, or all of it")
     return args
 
 
-def endless(examples):
-    """The examples over and over, each pass in an order of its own."""
-    while True:
-        yield from random.sample(examples, len(examples))
+def take(order, count, size):
+    """The next `count` of `size` questions, by number: over and over, each pass in an order of its
+    own. order: what is left of a pass, a list that is used up."""
+    while len(order) < count:
+        order += random.sample(range(size), size)
+    taken, order[:count] = order[:count], []
+    return taken
 
 
 def diagnose(metrics, warmup_dev, kl_limit=1.0):
@@ -243,22 +267,23 @@ def diagnose(metrics, warmup_dev, kl_limit=1.0):
     return found
 
 
-def main(argv=None):
-    args = parse_args(argv)
+def train(args):
     start = time.time()
+    claim(args)
 
     # Warm-up: SFT for a few epochs, so that sampling finds right answers at all
     args.warmup = warm_up(args)
 
     runs.set_seed(args.seed)
-    train, dev, test = (load_problems(args.task, s, args.limit) for s in ["train", "dev", "test"])
-    choices = choices_of(train)
+    problems, dev, test = load_splits(args.task, args.limit)
+    choices = choices_of(problems)
     # In eval mode, and it stays there: with dropout the first ratio would not be 1.
     lm, tokenizer = load_to_train(args.warmup, args)
+    check_room(lm, tokenizer, {"train": problems, "dev": dev, "test": test}, args.cot,
+               args.max_new_tokens)
     device = lm.device
     policy = PolicyWithValue(lm)
     reference = PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)  # its values are not used
-    runs.open_run(args.out, vars(args), effective_batch=args.minibatch_size)
 
     def measure(model, problems):
         return evaluate(model, tokenizer, problems, **evaluation_flags(args))
@@ -266,19 +291,23 @@ def main(argv=None):
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(  # 5 steps up, then down to 0
         optimizer, lambda step: min((step + 1) / 5, 1 - step / args.steps))
-    train_prompts = encode_prompts(tokenizer, [format_prompt(q, args.cot)
-                                               for q in train["question"]])
-    questions = endless(list(zip(train_prompts, train["answer"])))
+    questions = list(zip(encode_prompts(tokenizer, [format_prompt(q, args.cot)
+                                                    for q in problems["question"]]),
+                         problems["answer"]))
     generator = torch.Generator(device).manual_seed(args.seed)
-    warmup_dev = best = measure(lm, dev)["accuracy"]
-    best_weights, history = runs.weights_of(lm), []
+    run = Run(args, start, [policy, optimizer, schedule, generator], args.minibatch_size,
+              order=[], best=None, best_weights=None, warmup_dev=None)
+    if run.best is None:
+        run.warmup_dev = run.best = measure(lm, dev)["accuracy"]
+        run.best_weights = runs.weights_of(lm)
 
-    bar = tqdm(range(1, args.steps + 1), desc=f"PPO {args.out}", unit="step")
+    bar = tqdm(run.steps(args.steps), f"PPO {args.out}", args.steps, initial=run.step, unit="step")
     for step in bar:
         began = time.time()
 
         # On-policy sampling: one response to each question
-        prompts, answers = zip(*(next(questions) for _ in range(args.batch_size)))
+        asked = take(run.order, args.batch_size, len(questions))
+        prompts, answers = zip(*(questions[i] for i in asked))
         responses = []
         for at in range(0, len(prompts), args.generate_batch_size):
             responses += generate_ids(lm, prompts[at:at + args.generate_batch_size],
@@ -294,6 +323,9 @@ def main(argv=None):
 
         # pi_old, V_old and pi_ref, computed as the updates do it, so that the first ratio is 1
         score_tokens(policy, reference, rollout, args.micro_batch_size)
+        run.stop_unless_finite("the reward", scores, asked, "Mend the rule in verifier.py")
+        for name in ["logprobs", "ref_logprobs", "values"]:
+            run.stop_unless_finite(name, getattr(rollout, name), asked)
 
         # Rewards, the KL's price with them; advantages, whitened: of one scale whatever the rewards
         rewards = token_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask,
@@ -303,22 +335,33 @@ def main(argv=None):
         rollout.advantages = whiten(advantages, rollout.mask)
 
         # U epochs of updates with the clipped losses
-        losses, log_ratios, grad_norms = [], [], []
-        for _ in range(args.ppo_epochs):
-            for minibatch in torch.randperm(len(prompts)).to(device).split(args.minibatch_size):
-                for index in micro_batches(rollout, minibatch, args.micro_batch_size):
-                    part = rollout.rows(index)
-                    logprobs, values = logprobs_and_values(policy, part)
-                    loss_pi = policy_loss(logprobs, part.logprobs, part.advantages, part.mask,
-                                          args.clip_eps)
-                    loss_v = value_loss(values, part.values, part.returns, part.mask, args.clip_eps)
-                    loss = (loss_pi + args.vf_coef * loss_v) * len(index) / len(minibatch)
-                    loss.backward()
-                    losses.append(loss.detach())
-                    log_ratios.append((logprobs.detach() - part.logprobs)[part.mask])
-                grad_norms.append(nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm))
-                optimizer.step()
+        losses, grad_norms, log_ratios, tokens = [], [], [], 0
+        for minibatch in minibatches(len(prompts), args.minibatch_size, args.ppo_epochs, device):
+            loss, moved = 0.0, []
+            for index in micro_batches(rollout, minibatch, args.micro_batch_size):
+                part = rollout.rows(index)
+                logprobs, values = logprobs_and_values(policy, part)
+                loss_pi = policy_loss(logprobs, part.logprobs, part.advantages, part.mask,
+                                      args.clip_eps)
+                loss_v = value_loss(values, part.values, part.returns, part.mask, args.clip_eps)
+                part_loss = (loss_pi + args.vf_coef * loss_v) * len(index) / len(minibatch)
+                part_loss.backward()
+                loss += part_loss.detach()
+                moved.append((logprobs.detach() - part.logprobs)[part.mask])
+                run.stop_unless_finite("log pi or the value", logprobs + values,
+                                       [asked[i] for i in index.tolist()])
+            log_ratios += moved
+            if losses and args.max_kl is not None and approx_kl(torch.cat(moved)) > args.max_kl:
                 optimizer.zero_grad()
+                break
+            grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+            run.stop_unless_finite("the loss", loss)
+            run.stop_unless_finite("the gradient's norm", grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss)
+            grad_norms.append(grad_norm)
+            tokens += int(rollout.attention_mask[minibatch].sum())
         lr = schedule.get_last_lr()[0]
         schedule.step()
 
@@ -329,15 +372,15 @@ def main(argv=None):
         metrics = {
             "step": step, "seconds": time.time() - began,
             "questions": len(prompts), "samples": len(responses),
-            "tokens": int(rollout.attention_mask.sum()) * args.ppo_epochs,
-            "loss": float(sum(losses)) / len(grad_norms), "lr": lr,
+            "tokens": tokens, "updates": len(losses),
+            "loss": torch.stack(losses).mean().item(), "lr": lr,
             "grad_norm": torch.stack(grad_norms).mean().item(),
             "reward": scores.mean().item(), "accuracy": sum(correct) / len(correct),
             "kl": kl.mean().item(), "response_tokens": sum(map(len, responses)) / len(responses),
             "eos_rate": sum(tokenizer.eos_token_id in r for r in responses) / len(responses),
             "entropy": -rollout.logprobs[rollout.mask].mean().item(),  # nats a token, of samples
             "clip_fraction": ((log_ratio.exp() - 1).abs() > args.clip_eps).float().mean().item(),
-            "approx_kl": (log_ratio.exp() - 1 - log_ratio).mean().item(),  # KL(old || new), k3
+            "approx_kl": approx_kl(log_ratio).item(),
             "explained_variance": 1 - (errors.var(unbiased=False) /
                                        returns.var(unbiased=False).clamp(min=1e-8)).item()}
         if args.task == "word_problems":
@@ -347,28 +390,27 @@ def main(argv=None):
             if args.eval_samples:
                 metrics |= reward_and_kl(lm, reference.lm, tokenizer, dev, args.eval_samples,
                                          **evaluation_flags(args))
-            if metrics["dev_accuracy"] > best:
-                best, best_weights = metrics["dev_accuracy"], runs.weights_of(lm)
+            if metrics["dev_accuracy"] > run.best:
+                run.best, run.best_weights = metrics["dev_accuracy"], runs.weights_of(lm)
             for i in range(2):
                 prompt = tokenizer.decode(prompts[i], skip_special_tokens=True)
                 tqdm.write(f"\nstep {step}: score {scores[i]:.1f}, KL {kl[i]:.2f} nats, answer "
                            f"{answers[i]}\n{prompt}{texts[i]}")
-        history.append(metrics)
-        runs.log_step(args.out, metrics)
+        run.log(metrics)
         bar.set_postfix(reward=f"{metrics['reward']:.2f}", kl=f"{metrics['kl']:.1f}",
-                        tokens=f"{metrics['response_tokens']:.0f}", dev=f"{best:.1%}")
+                        tokens=f"{metrics['response_tokens']:.0f}", dev=f"{run.best:.1%}")
 
-    lm.load_state_dict(best_weights)
+    lm.load_state_dict(run.best_weights)
     runs.save_model(args.out, lm, tokenizer)
     before, after = measure(reference.lm, test), measure(lm, test)
-    result = {"test_accuracy": after["accuracy"], "dev_accuracy": best,
-              "warmup_test_accuracy": before["accuracy"], "warmup_dev_accuracy": warmup_dev,
+    result = {"test_accuracy": after["accuracy"], "dev_accuracy": run.best,
+              "warmup_test_accuracy": before["accuracy"], "warmup_dev_accuracy": run.warmup_dev,
               "seed": args.seed, "steps": args.steps,
-              "seconds": time.time() - start, "peak_memory_mb": runs.peak_memory_mb(device.type),
+              "seconds": run.seconds(), "peak_memory_mb": runs.peak_memory_mb(device.type),
               **{name: x for name, x in after.items() if name != "accuracy"}}
     runs.write_json(args.out, "result.json", result)
     draw_curves([("ReFT", [args.out])], f"{args.out}/curves.png")
-    summarize(args, before, after, result, history, len(test))
+    summarize(args, before, after, result, runs.read_metrics(args.out), len(test))
 
 
 def summarize(args, before, after, result, history, n_test):
@@ -385,6 +427,10 @@ def summarize(args, before, after, result, history, n_test):
           f"next:  {runs.command('sft.py', args, 'sft')}   # the baseline\n"
           f"       {runs.command('dpo.py', args, 'dpo')}   # pairs in place of a reward\n"
           f"       python eval.py {args.warmup} {beside / 'sft'} {beside / 'dpo'} {args.out}")
+
+
+def main(argv=None):
+    runs.guarded(train, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,17 @@ No algorithm is in here: skip it when reading a paper.
 
     out/<name>/config.json     every flag, versions, git commit
                metrics.jsonl   a line a step
+               checkpoint/     what --resume needs: see resume.py
                model/          a Hugging Face folder
                result.json     written last: a folder that has one is a finished run
 """
 
 import argparse
+import contextlib
+import difflib
+import functools
 import json
+import math
 import os
 import platform
 import random
@@ -22,38 +27,96 @@ from typing import NoReturn
 import torch
 
 HOME = Path(__file__).parent
+# Flags that change nothing of what is learned (but for rounding): a run may go on with others.
+NO_SETTINGS = {"out", "resume", "overwrite", "save_every", "device", "micro_batch_size",
+               "gradient_checkpointing", "generate_batch_size"}
 
 
-def stop(message: str) -> NoReturn:
-    """End the program with one sentence on stderr (what, where, how to mend it) and exit code 2."""
+def stop(message: str, code: int = 2) -> NoReturn:
+    """End the program with one sentence on stderr: what, where, how to mend it. code: 2 for what is
+    wrong with the input, 1 for what goes wrong in a run."""
     print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
+
+
+@functools.cache
+def warn(message: str):
+    """A sentence on stderr, once."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def guarded(train, args):
+    """Run train(args); what may go wrong in any run ends in one sentence instead of a traceback."""
+    go_on = "the same command with --resume goes on from the last checkpoint, where there is one"
+    try:
+        train(args)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {go_on}", file=sys.stderr)
+        raise SystemExit(130)
+    except (MemoryError, RuntimeError) as error:  # PyTorch's own are RuntimeErrors
+        if not (isinstance(error, (MemoryError, torch.OutOfMemoryError))
+                or "can't allocate memory" in str(error)):
+            raise
+        order = {"micro_batch_size": "a smaller", "generate_batch_size": "in sampling a smaller",
+                 "max_new_tokens": "a smaller", "gradient_checkpointing": "", "dtype": "bfloat16 as"}
+        advice = [f"{how} {as_flag(name)} (now {getattr(args, name)})".strip()
+                  for name, how in order.items() if hasattr(args, name)]
+        stop(f"out of memory. Try, in this order, {', '.join(advice)}. But for --max-new-tokens and "
+             f"--dtype, {go_on}", code=1)
+    except OSError as error:
+        stop(f"{error.filename or args.out}: {error.strerror or error}. Nothing that was there "
+             f"is lost: mend that, and {go_on}", code=1)
+
+
+class Parser(argparse.ArgumentParser):
+    """One that answers a mistake with one sentence, and a misspelt flag with the one that was
+    meant."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **kwargs)
+
+    def parse_args(self, argv=None, namespace=None):
+        args, unknown = self.parse_known_args(argv, namespace)
+        for text in unknown:
+            flag = text.split("=")[0]
+            near = difflib.get_close_matches(flag, self._option_string_actions, 1, cutoff=0.5)
+            meant = f"did you mean {near[0]}? " if flag.startswith("-") and near else ""
+            self.error(f"there is no flag {text}: {meant}--help lists all" if text[:1] == "-" else
+                       f"{text!r} belongs to no flag: --help lists all")
+        return args
+
+    def error(self, message):
+        stop(message)
 
 
 def number(kind, low=None, high=None, above=None):
-    """An argparse type: a number of `kind` within [low, high] and greater than `above`."""
+    """An argparse type: a finite number of `kind` within [low, high] and greater than `above`."""
     def parse(text):
-        value = kind(text)
-        if not (low is None or value >= low) or not (above is None or value > above):
-            raise argparse.ArgumentTypeError(f"{text} is too small")
-        if not (high is None or value <= high):
-            raise argparse.ArgumentTypeError(f"{text} is too large, at most {high}")
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        bounds += [f"greater than {above}"] * (above is not None)
+        if (value is None or not math.isfinite(value) or (low is not None and value < low)
+                or (high is not None and value > high) or (above is not None and value <= above)):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {'a whole number' if kind is int else 'a number'} "
+                f"{' and '.join(bounds)}")
         return value
-    parse.__name__ = kind.__name__
     return parse
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the description as it is written, and each default but None."""
+    """Shows the description as it is written, and each default but None and False."""
 
     def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def make_parser(description: str, out: str) -> argparse.ArgumentParser:
-    """A parser with the flags that mean the same in every script."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=_Help,
-                                     allow_abbrev=False)
+def make_parser(description: str, out: str, trains=True) -> Parser:
+    """A parser with the flags that mean the same in every script. trains: and in all that train."""
+    parser = Parser(description=description)
     flags = parser.add_argument_group("the run")
     flags.add_argument("--model", default=str(HOME / "data" / "base_model"),
                        help="a Hugging Face folder or hub name, the model before any training here")
@@ -72,31 +135,45 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
     flags.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
                        help="auto takes cuda, else mps, else cpu")
     flags.add_argument("--out", default=out, help="the folder this run writes")
+    if trains:
+        flags.add_argument("--save-every", type=number(int, 1), default=20,
+                           help="steps between checkpoints; one more at Ctrl-C and SIGTERM")
+        either = flags.add_mutually_exclusive_group()
+        either.add_argument("--resume", action="store_true",
+                            help="go on with the unfinished run in --out, exactly where it was")
+        either.add_argument("--overwrite", action="store_true",
+                            help="replace the run that is in --out, whatever its settings")
     flags = parser.add_argument_group("memory: what a large model needs on a small device")
     flags.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"],
                        help="of matrix products; in training the weights stay float32, since steps "
                        "of 1e-6 vanish in bfloat16")
     flags.add_argument("--micro-batch-size", type=number(int, 1), default=128,
                        help="responses at once in an update; the gradient is the whole batch's")
-    flags.add_argument("--gradient-checkpointing", action="store_true",
-                       help="keep each layer's input alone, and compute the rest again when the "
-                       "gradient is taken: a third more time")
+    if trains:
+        flags.add_argument("--gradient-checkpointing", action="store_true",
+                           help="keep each layer's input alone, and compute the rest again when "
+                           "the gradient is taken: a third more time")
     flags.add_argument("--generate-batch-size", type=number(int, 1), default=256,
                        help="responses sampled at once, in rollouts and in evaluations")
     return parser
 
 
 def shared_defaults() -> dict:
-    """The flags that every script has, but for --out, and their defaults."""
+    """The flags of every script that trains, and their defaults; but for those of one run alone."""
     usual = vars(make_parser("", out="").parse_args([]))
-    return {name: value for name, value in usual.items() if name != "out"}
+    return {name: value for name, value in usual.items()
+            if name not in ("out", "resume", "overwrite")}
 
 
 def as_argv(flags: dict) -> list[str]:
     """Those of the flags that are not a shared one at its default: ["--kl-coef=0.1", ...]."""
     usual = shared_defaults()
-    return [f"--{name.replace('_', '-')}" + (f"={value}" if value is not True else "")
+    return [as_flag(name) + (f"={value}" if value is not True else "")
             for name, value in flags.items() if name not in usual or value != usual[name]]
+
+
+def as_flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def shared_flags(args) -> list[str]:
@@ -127,6 +204,46 @@ def set_seed(seed: int):
     torch.manual_seed(seed)
 
 
+def claim(flags: dict):
+    """Stop where a run with these flags may not write its --out: another run is there, or there is
+    none to resume. Nothing is written."""
+    out = Path(flags["out"])
+    for name in ["model", "warmup"]:
+        if flags.get(name) and Path(flags[name]).resolve() == out.resolve():
+            stop(f"--out {out}: --{name} is there, and would be overwritten; choose another folder")
+    if flags["overwrite"]:
+        return
+    if not (out / "config.json").exists():
+        if flags["resume"]:
+            stop(f"--resume: there is no run in {out}; leave --resume out, or name its folder with "
+                 "--out")
+        return
+    try:
+        there = settings(read_json(out, "config.json")["flags"])
+    except (OSError, ValueError, KeyError, TypeError):
+        stop(f"--out {out} holds a config.json that no run of this code wrote; choose another "
+             "folder, or add --overwrite")
+    here = settings(flags)
+    other = [f"{as_flag(name)} is {there.get(name)} there and {here.get(name)} here"
+             for name in {**there, **here} if there.get(name) != here.get(name)]
+    if other:
+        stop(f"--out {out} holds a run with other settings: {', '.join(other[:3])}"
+             f"{', ...' * (len(other) > 3)}; " + (
+                 "--resume goes on with the same ones only" if flags["resume"] else
+                 "choose another folder, or add --overwrite to replace that run"))
+    if flags["resume"] and is_run(out):
+        print(f"{out} is finished already, nothing of it is left to resume")
+        raise SystemExit(0)
+    if not flags["resume"] and not is_run(out) and any(out.glob("checkpoint/*.pt")):
+        stop(f"--out {out} holds an unfinished run with these settings: add --resume to go on with "
+             "it, or --overwrite to begin again")
+
+
+def settings(flags: dict) -> dict:
+    """Those of the flags that decide what is learned."""
+    return {name: value for name, value in flags.items() if name not in NO_SETTINGS}
+
+
 def make_folder(out: str):
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -141,14 +258,12 @@ def open_run(out: str, flags: dict, effective_batch: int | None = None):
     """
     import datasets
     import transformers
-    for name in ["model", "warmup"]:
-        if flags.get(name) and Path(flags[name]).resolve() == Path(out).resolve():
-            stop(f"--out {out}: --{name} is there, and would be overwritten; choose another folder")
     make_folder(out)
     try:
         for name in ["metrics.jsonl", "result.json"]:
             (Path(out) / name).unlink(missing_ok=True)
-        shutil.rmtree(Path(out) / "model", ignore_errors=True)
+        for name in ["model", "checkpoint"]:
+            shutil.rmtree(Path(out) / name, ignore_errors=True)
         write_json(out, "config.json", {
             "flags": flags, "effective_batch": effective_batch, "git_commit": git_commit(),
             "python": platform.python_version(), "torch": torch.__version__,
@@ -173,15 +288,20 @@ def is_run(folder: str) -> bool:
     return (Path(folder) / "result.json").exists()
 
 
+def is_begun(folder: str) -> bool:
+    """Whether the folder holds an unfinished run."""
+    return (Path(folder) / "config.json").exists() and not is_run(folder)
+
+
 def finished_with(out: str, flags: dict) -> bool:
-    """Whether `out` holds a finished run of exactly these flags, its files unchanged since."""
+    """Whether `out` holds a finished run of these settings, its files unchanged since."""
     if not is_run(out):
         return False
     made = (Path(out) / "config.json").stat().st_mtime
     sources = [Path(str(flags[name])) for name in ["model", "task"] if name in flags]
     changed = [file for source in sources for file in [source, *source.glob("*")]
                if file.exists() and file.stat().st_mtime > made]
-    return not changed and read_json(out, "config.json")["flags"] == flags
+    return not changed and settings(read_json(out, "config.json")["flags"]) == settings(flags)
 
 
 def read_json(out: str, name: str) -> dict:
@@ -191,9 +311,23 @@ def read_json(out: str, name: str) -> dict:
 def write_text(out: str, name: str, text: str):
     """Write beside, then rename into place: a reader never sees half a file."""
     path = Path(out) / name
+    with write_beside(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def write_beside(path: Path):
+    """A file to write, which takes its place once it is whole and on the disk."""
     beside = path.with_suffix(".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def write_json(out: str, name: str, content: dict):
@@ -213,7 +347,9 @@ def log_step(out: str, metrics: dict):
 
 
 def read_metrics(out: str) -> list[dict]:
-    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    """The steps of a run; a last line that was not written to its end is none."""
+    *lines, _ = (Path(out) / "metrics.jsonl").read_text().split("\n")
+    return [json.loads(line) for line in lines]
 
 
 def weights_of(model) -> dict:
@@ -222,8 +358,12 @@ def weights_of(model) -> dict:
 
 
 def save_model(out: str, model, tokenizer):
-    model.save_pretrained(Path(out) / "model")
-    tokenizer.save_pretrained(Path(out) / "model")
+    beside, folder = Path(out) / "model.tmp", Path(out) / "model"
+    for left in [beside, folder]:  # by a run that was killed here
+        shutil.rmtree(left, ignore_errors=True)
+    model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    os.replace(beside, folder)
 
 
 def peak_memory_mb(device: str) -> int:

@@ -9,6 +9,7 @@ Differs from the paper:
 - the tiny embedded model takes a larger learning rate and more epochs than a 7B model
 """
 
+import math
 import random
 import time
 from pathlib import Path
@@ -19,9 +20,10 @@ from tqdm import tqdm
 
 import runs
 from eval import evaluate, evaluation_flags, percent
-from generate import encode_prompts, load_to_train, pad
+from generate import check_room, encode_prompts, load_to_train, pad
 from packing import predict
-from verifier import format_prompt, load_problems
+from resume import Run
+from verifier import format_prompt, load_splits
 
 
 def encode(tokenizer, problems, cot):
@@ -45,6 +47,12 @@ def sft_loss(model, ids, attention_mask, mask):
     return F.cross_entropy(logits, ids[:, 1:][mask])
 
 
+@torch.no_grad()
+def row_losses(model, examples):
+    """sft_loss of each example alone, (batch,)."""
+    return torch.stack([sft_loss(model, *pad([example], model.device)) for example in examples])
+
+
 def lr_factor(step, steps, warmup):
     """Linear warm-up over `warmup` steps, then linear decay to 0 at `steps`; step counts from 0."""
     return min((step + 1) / max(warmup, 1), (steps - step) / max(steps - warmup, 1))
@@ -64,14 +72,15 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
-    args = parse_args(argv)
+def train(args):
     start = time.time()
+    runs.claim(vars(args))
     runs.set_seed(args.seed)
-    train, dev, test = (load_problems(args.task, s, args.limit) for s in ["train", "dev", "test"])
+    problems, dev, test = load_splits(args.task, args.limit)
     model, tokenizer = load_to_train(args.model, args)
-    examples = encode(tokenizer, train, args.cot)
-    runs.open_run(args.out, vars(args), effective_batch=args.batch_size)
+    examples = encode(tokenizer, problems, args.cot)
+    check_room(model, tokenizer, {"train": problems, "dev": dev, "test": test},
+               args.cot, args.max_new_tokens, examples)
 
     def measure(problems):
         return evaluate(model, tokenizer, problems, **evaluation_flags(args))
@@ -81,52 +90,59 @@ def main(argv=None):
     steps = args.epochs * per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor(step, steps, round(args.warmup_ratio * steps)))
+    run = Run(args, start, [model, optimizer, schedule], effective_batch=args.batch_size,
+              order=list(range(len(examples))), best=-1.0, best_epoch=0, best_weights=None)
 
-    best, best_weights, step = -1.0, None, 0
-    bar = tqdm(total=steps, desc=f"SFT {args.out}", unit="step")
-    for epoch in range(1, args.epochs + 1):
-        random.shuffle(examples)
-        model.train()
-        for first in range(0, len(examples), args.batch_size):
-            began = time.time()
-            batch, loss = examples[first:first + args.batch_size], 0.0
-            for at in range(0, len(batch), args.micro_batch_size):
-                part = batch[at:at + args.micro_batch_size]
-                # Of the batch's response tokens, those of this part: all weigh the same
-                share = sum(len(r) for _, r in part) / sum(len(r) for _, r in batch)
-                part_loss = sft_loss(model, *pad(part, model.device)) * share
-                part_loss.backward()
-                loss += part_loss.item()
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            lr = schedule.get_last_lr()[0]
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            step += 1
-            metrics = {"step": step, "epoch": epoch, "questions": len(batch),
-                       "tokens": sum(len(p) + len(r) for p, r in batch),
-                       "loss": loss, "lr": lr, "grad_norm": grad_norm.item(),
-                       "seconds": time.time() - began}
-            if step % per_epoch == 0:
-                metrics["dev_accuracy"] = measure(dev)["accuracy"]
-                if metrics["dev_accuracy"] > best:
-                    best, best_epoch = metrics["dev_accuracy"], epoch
-                    best_weights = runs.weights_of(model)
-                bar.set_postfix(epoch=epoch, loss=f"{loss:.3f}", dev=f"{best:.1%}")
-            runs.log_step(args.out, metrics)
-            bar.update()
-    bar.close()
+    model.train()
+    bar = tqdm(run.steps(steps), f"SFT {args.out}", steps, initial=run.step, unit="step")
+    for step in bar:
+        began = time.time()
+        epoch, batch_of_epoch = 1 + (step - 1) // per_epoch, (step - 1) % per_epoch
+        if batch_of_epoch == 0:
+            random.shuffle(run.order)
+        first, loss = batch_of_epoch * args.batch_size, 0.0
+        batch = [examples[i] for i in run.order[first:first + args.batch_size]]
+        for at in range(0, len(batch), args.micro_batch_size):
+            part = batch[at:at + args.micro_batch_size]
+            # Of the batch's response tokens, those of this part: all weigh the same
+            share = sum(len(r) for _, r in part) / sum(len(r) for _, r in batch)
+            part_loss = sft_loss(model, *pad(part, model.device)) * share
+            part_loss.backward()
+            loss += part_loss.item()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        if not math.isfinite(loss):
+            run.stop_unless_finite("the loss", row_losses(model, batch), run.order[first:])
+        run.stop_unless_finite("the gradient's norm", grad_norm)
+        lr = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        metrics = {"step": step, "epoch": epoch, "questions": len(batch),
+                   "tokens": sum(len(p) + len(r) for p, r in batch),
+                   "loss": loss, "lr": lr, "grad_norm": grad_norm.item(),
+                   "seconds": time.time() - began}
+        if step % per_epoch == 0:
+            metrics["dev_accuracy"] = measure(dev)["accuracy"]
+            if metrics["dev_accuracy"] > run.best:
+                run.best, run.best_epoch = metrics["dev_accuracy"], epoch
+                run.best_weights = runs.weights_of(model)
+            bar.set_postfix(epoch=epoch, loss=f"{loss:.3f}", dev=f"{run.best:.1%}")
+        run.log(metrics)
 
-    model.load_state_dict(best_weights)
+    model.load_state_dict(run.best_weights)
     runs.save_model(args.out, model, tokenizer)
     measured = measure(test)
-    result = {"test_accuracy": measured.pop("accuracy"), "dev_accuracy": best,
-              "best_epoch": best_epoch, "seed": args.seed, "steps": steps,
-              "seconds": time.time() - start,
+    result = {"test_accuracy": measured.pop("accuracy"), "dev_accuracy": run.best,
+              "best_epoch": run.best_epoch, "seed": args.seed, "steps": steps,
+              "seconds": run.seconds(),
               "peak_memory_mb": runs.peak_memory_mb(model.device.type), **measured}
     runs.write_json(args.out, "result.json", result)
-    print(f"SFT: epoch {best_epoch} of {args.epochs} is the best on dev ({best:.1%}); on test it "
-          f"has {percent(result['test_accuracy'], len(test))}. Saved in {args.out}/model.")
+    print(f"SFT: epoch {run.best_epoch} of {args.epochs} is the best on dev ({run.best:.1%}); on "
+          f"test it has {percent(result['test_accuracy'], len(test))}. Saved in {args.out}/model.")
+
+
+def main(argv=None):
+    runs.guarded(train, parse_args(argv))
 
 
 # --- The warm-up of reft_ppo.py and dpo.py ---
@@ -143,21 +159,34 @@ def add_warmup_flags(parser):
                        help="peak learning rate of the warm-up [1e-5]")
 
 
+def warmup_folder(args) -> str:
+    """Where the model lies, or will lie, that a run of these flags starts from."""
+    return args.warmup or str(Path(args.out).parent / "warmup")
+
+
+def claim(args):
+    """runs.claim, for a run that has a warm-up: until that is done, it is what --resume resumes."""
+    folder = warmup_folder(args)
+    if args.warmup is None and Path(args.out) == Path(folder):
+        runs.stop(f"--out {args.out}: the warm-up goes there; choose another folder")
+    in_warmup = args.warmup is None and runs.is_begun(folder) and not runs.is_begun(args.out)
+    runs.claim(vars(args) | {"warmup": folder, "resume": args.resume and not in_warmup})
+
+
 def warm_up(args) -> str:
     """The model that a run of these flags starts from: --warmup, or else a run of sft.py in the
     folder `warmup` beside --out, trained now unless it is there already."""
+    folder = warmup_folder(args)
     if args.warmup is not None:
-        return args.warmup
-    folder = str(Path(args.out).parent / "warmup")
-    if Path(args.out) == Path(folder):
-        runs.stop(f"--out {args.out}: the warm-up goes there; choose another folder")
+        return folder
     argv = [*runs.shared_flags(args), f"--epochs={args.warmup_epochs}", f"--lr={args.warmup_lr}",
             f"--out={folder}"]
     if runs.finished_with(folder, vars(parse_args(argv))):
         print(f"warm-up: reusing {folder}, made with the same settings")
     else:
         print(f"warm-up: SFT for {args.warmup_epochs} epochs, in {folder}")
-        main(argv)
+        main(argv + ["--overwrite"] * args.overwrite
+             + ["--resume"] * (args.resume and runs.is_begun(folder)))
     return folder
 
 

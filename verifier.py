@@ -15,7 +15,6 @@ Differs from the paper's code:
   - a multiple-choice program that crashes scores 0, as the paper's text has it, not 0.1
   - programs are interpreted by programs.py, never executed: no file, no network, no endless loop
 """
-import argparse
 import json
 import re
 import reprlib
@@ -24,7 +23,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from programs import interpret
-from runs import stop
+from runs import Parser, stop, warn
 
 TOLERANCE = Fraction(1, 100)  # the papers' tolerance, for answers that are not exact
 SPLITS = ("train", "dev", "test")
@@ -86,6 +85,18 @@ def load_problems(task, split, limit=None):
         stop(f"the {split} split of {task} is empty: it takes at least one problem a split")
     import datasets
     return datasets.Dataset.from_list(problems if limit is None else problems[:limit])
+
+
+def load_splits(task, limit=None):
+    """The train, dev and test problems (see load_problems); warns where they share questions."""
+    train, *others = (load_problems(task, split, limit) for split in SPLITS)
+    seen = set(train["question"])
+    for name, problems in zip(SPLITS[1:], others):
+        shared = sum(question in seen for question in problems["question"])
+        if shared:
+            warn(f"{shared} of the {len(problems)} {name} questions of {task} are in train too: "
+                 "what is measured on them is memory")
+    return train, *others
 
 
 def choices_of(problems):
@@ -416,7 +427,7 @@ def explain(response, answer, cot="nl", choices=None):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Show how a response is read and what it scores.")
+    parser = Parser(description="Show how a response is read and what it scores.")
     parser.add_argument("response", help="what the model wrote")
     parser.add_argument("--answer", required=True, help="the right answer, a number or a letter "
                         "(--answer=-1/2 where it begins with a minus)")

@@ -332,10 +332,10 @@ def test_frontier_goes_on_where_it_was_interrupted(tmp_path, capsys, monkeypatch
         main(arguments)
     assert stopped.value.code == 130
     printed = capsys.readouterr().out
-    assert "9 of them still to make: about 21 minutes" in printed and "goes on from here" in printed
+    assert "9 of them still to make: about 14 minutes" in printed and "goes on from here" in printed
     interrupt = None
     main(arguments)
-    assert "7 of them still to make: about 15 minutes" in capsys.readouterr().out
+    assert "7 of them still to make: about 10 minutes" in capsys.readouterr().out
     assert len(made) == 3 + 7 and made[2] == made[3] and len(set(made)) == 9
     assert all("--limit=8" in command and "--eval-samples=4" in command for command in made)
     assert (tmp_path / "frontier/frontier.png").stat().st_size > 10_000

@@ -346,9 +346,11 @@ def test_main_reuses_a_warmup_only_if_made_with_the_same_settings(tmp_path, caps
                        "--batch-size=4", "--max-new-tokens=4", "--device=cpu",
                        f"--out={tmp_path / 'reft'}", *more])
         return "reusing" in capsys.readouterr().out
-    assert [run(), run(), run("--seed=1"), run("--seed=1"), run("--seed=1", "--cot=program"),
-            run("--seed=1", "--cot=program", "--warmup-lr=0.1")] == [
-        False, True, False, True, False, False]
+    other = ["--seed=1", "--overwrite"]
+    assert [run(), run(), run(*other), run(*other), run(*other, "--cot=program"),
+            run(*other, "--cot=program", "--warmup-lr=0.1"),
+            run(*other, "--cot=program", "--warmup-lr=0.1", "--micro-batch-size=2")] == [
+        False, True, False, True, False, False, True]
 
 
 def test_main_refuses_to_write_over_its_own_warmup(tmp_path, capsys):

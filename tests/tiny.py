@@ -23,16 +23,16 @@ def tiny_lm(kind="llama", vocab_size=12, seed=0, scale=0.5, **config):
     if kind == "llama":  # rotary positions
         lm = LlamaForCausalLM(LlamaConfig(
             vocab_size=vocab_size, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=256, pad_token_id=0, bos_token_id=None,
+            num_attention_heads=2, max_position_embeddings=1024, pad_token_id=0, bos_token_id=None,
             eos_token_id=1, initializer_range=scale, tie_word_embeddings=True, **config))
     elif kind == "gpt2":  # absolute positions, biases, dropout
         lm = GPT2LMHeadModel(GPT2Config(
-            vocab_size=vocab_size, n_embd=16, n_layer=2, n_head=2, n_positions=256,
+            vocab_size=vocab_size, n_embd=16, n_layer=2, n_head=2, n_positions=1024,
             bos_token_id=1, eos_token_id=1, initializer_range=scale, **config))
     else:
         lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{
             "vocab_size": vocab_size, "hidden_size": 16, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 256,
+            "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 1024,
             "pad_token_id": 0, "eos_token_id": 1, "initializer_range": scale, "init_std": scale,
             **KINDS[kind], **config}), dtype=torch.float32)
     packing.enable(lm.eval())

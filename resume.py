@@ -1,0 +1,188 @@
+"""A run that may be killed at any moment, and goes on exactly where it was.
+
+No algorithm is in here: skip it when reading a paper. What a script does with it:
+
+    run = Run(args, start, [model, optimizer, schedule], effective_batch, order=[...], best=0.0)
+    for step in run.steps(total):  # with --resume, from where the last checkpoint was
+        ...                        # run.order and run.best are as they were then
+        run.log(metrics)
+
+A checkpoint is written after a whole step: every --save-every steps, at the last one, and at Ctrl-C
+and SIGTERM. It is written beside and renamed into place, so whatever kills the run, the newest one
+is whole. It holds tensors and plain values only, and is read as such: no pickled code is run.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import torch
+
+import runs
+
+
+class Run:
+    """One training run: its folder, its step, and what else it needs to go on.
+
+    Args:
+        start: when this program began, time.time().
+        parts: what has a state: a model, an optimizer, a schedule, a torch.Generator.
+        effective_batch: the examples that one optimizer step learns from.
+        kept: further values, numbers, lists and tensors; attributes of the run from then on. With
+            --resume, those of the checkpoint.
+    """
+
+    def __init__(self, args, start, parts, effective_batch, **kept):
+        self.args, self.out, self.start, self.parts = args, args.out, start, parts
+        self.step, self.kept, self.random = 0, list(kept), None
+        vars(self).update(kept)
+        if args.resume:
+            self.restore()
+        if self.random is None:
+            runs.open_run(args.out, vars(args), effective_batch)
+
+    def restore(self):
+        """Take over the newest checkpoint that can be read, if there is any."""
+        paths = checkpoints(self.out)
+        for path in reversed(paths):
+            try:
+                saved = torch.load(path, map_location="cpu", weights_only=True)
+                values, states = saved["kept"], saved["parts"]
+                assert values.keys() == set(self.kept) and len(states) == len(self.parts)
+                for part, state in zip(self.parts, states):
+                    load = getattr(part, "load_state_dict", None) or part.set_state
+                    load(state)
+            except Exception as error:  # whatever a broken file may lead to
+                print(f"warning: {path} is broken ({str(error).splitlines()[:1]}), passed over",
+                      file=sys.stderr)
+                continue
+            self.step, self.random = saved["step"], saved["random"]
+            self.start -= saved["seconds"]
+            vars(self).update(values)
+            kept = [m for m in runs.read_metrics(self.out) if m["step"] <= self.step]
+            runs.write_lines(self.out, "metrics.jsonl", kept)
+            print(f"resuming {self.out} after step {self.step}")
+            return
+        if paths:
+            runs.stop(f"--resume: no checkpoint in {self.out}/checkpoint can be read; "
+                      "--overwrite begins the run again")
+        print(f"resuming {self.out}: it has no checkpoint yet, and begins again")
+
+    def steps(self, total):
+        """The numbers of the steps still to take, up to `total`; saves in between."""
+        if self.random:
+            set_random_state(self.random)
+        with caught_signals() as caught:
+            for step in range(self.step + 1, total + 1):
+                yield step
+                self.step = step
+                if caught or step % self.args.save_every == 0 or step == total:
+                    self.save()
+                if caught:
+                    print(f"\n{self.out}: interrupted, and saved after step {step} of {total}; the "
+                          "same command with --resume goes on", file=sys.stderr)
+                    raise SystemExit(128 + caught[0])
+
+    def save(self):
+        folder = Path(self.out) / "checkpoint"
+        path = folder / f"step-{self.step:06d}.pt"
+        content = {
+            "step": self.step, "seconds": self.seconds(), "random": random_state(),
+            "parts": [part.state_dict() if hasattr(part, "state_dict") else part.get_state()
+                      for part in self.parts],
+            "kept": {name: getattr(self, name) for name in self.kept}}
+        try:
+            with open(Path(self.out) / "metrics.jsonl") as file:  # never behind a checkpoint
+                os.fsync(file.fileno())
+            folder.mkdir(exist_ok=True)
+            with runs.write_beside(path) as file:
+                torch.save(content, file)
+            for old in checkpoints(self.out)[:-2]:
+                old.unlink()
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            self.stop(f"{path} could not be written ({reason}). Make room there and go on with --resume")
+
+    def log(self, metrics):
+        runs.log_step(self.out, metrics)
+
+    def seconds(self):
+        """Since the run began, without the time between being stopped and resumed."""
+        return time.time() - self.start
+
+    def stop_unless_finite(self, what, values, rows=None, cause=None):
+        """Stop, before the weights are touched, if a value is NaN or infinite.
+
+        Args: values, a number or a tensor (batch, ...); rows, where in the training data each of
+            the batch is from; cause, if it is known: what is wrong and what to try.
+        """
+        values = torch.as_tensor(values).detach()
+        if values.isfinite().all():
+            return
+        place = tuple((~values.isfinite()).nonzero()[0].tolist())
+        row = f" of training row {rows[place[0]] + 1}" if rows is not None else ""
+        if cause is None and self.step == 0:
+            cause = "As no step has been taken yet, the model itself overflows there"
+        elif cause is None:
+            cause = f"Probably --lr {self.args.lr:g} is too high: try a tenth of it"
+        if self.args.dtype != "float32":
+            cause += ", or --dtype float32"
+        self.stop(f"{self.out}, step {self.step + 1}: {what}{row} is {values[place].item()}. {cause}. "
+                  "This step has not touched the weights")
+
+    def stop(self, message):
+        last = checkpoints(self.out)[-1:]
+        runs.stop(f"{message}; " + (f"{last[0]} is whole" if last else "there is no checkpoint yet"),
+                  code=1)
+
+
+def checkpoints(out):
+    """The checkpoints in a run's folder, the newest last."""
+    return sorted((Path(out) / "checkpoint").glob("step-*.pt"),
+                  key=lambda path: int(path.stem.partition("-")[2]))
+
+
+@contextlib.contextmanager
+def caught_signals():
+    """A list of the signals that asked to stop; the second of them stops at once."""
+    caught = []
+
+    def note(number, frame):
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        print("\nstopping after this step; again to stop at once", file=sys.stderr)
+
+    try:
+        usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # signals belong to the main thread alone
+        usual = {}
+    try:
+        yield caught
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def random_state():
+    """Of all generators: Python's, NumPy's, PyTorch's; as plain values and tensors."""
+    version, numbers, gauss = random.getstate()
+    name, keys, *rest = numpy.random.get_state()
+    return {"python": [version, list(numbers), gauss], "numpy": [name, keys.tolist(), *rest],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state):
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = state["numpy"]
+    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
