@@ -348,7 +348,8 @@ def train(args):
                 part_loss.backward()
                 loss += part_loss.detach()
                 moved.append((logprobs.detach() - part.logprobs)[part.mask])
-                run.stop_unless_finite("log pi or the value", logprobs + values,
+                run.stop_unless_finite("pi / pi_old or the value's square",
+                                       (logprobs - part.logprobs).exp() + values ** 2,
                                        [asked[i] for i in index.tolist()])
             log_ratios += moved
             if losses and args.max_kl is not None and approx_kl(torch.cat(moved)) > args.max_kl:

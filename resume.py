@@ -15,9 +15,11 @@ is whole. It holds tensors and plain values only, and is read as such: no pickle
 import contextlib
 import os
 import random
+import shutil
 import signal
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy
@@ -51,15 +53,15 @@ class Run:
         paths = checkpoints(self.out)
         for path in reversed(paths):
             try:
+                if zipfile.ZipFile(path).testzip():  # PyTorch does not look at its checksums
+                    raise ValueError("checksum")
                 saved = torch.load(path, map_location="cpu", weights_only=True)
-                values, states = saved["kept"], saved["parts"]
-                assert values.keys() == set(self.kept) and len(states) == len(self.parts)
-                for part, state in zip(self.parts, states):
+                values = {name: saved["kept"][name] for name in self.kept}
+                for part, state in zip(self.parts, saved["parts"], strict=True):
                     load = getattr(part, "load_state_dict", None) or part.set_state
                     load(state)
             except Exception as error:  # whatever a broken file may lead to
-                print(f"warning: {path} is broken ({str(error).splitlines()[:1]}), passed over",
-                      file=sys.stderr)
+                runs.warn(f"{path} is broken ({type(error).__name__}), and passed over")
                 continue
             self.step, self.random = saved["step"], saved["random"]
             self.start -= saved["seconds"]
@@ -104,9 +106,10 @@ class Run:
                 torch.save(content, file)
             for old in checkpoints(self.out)[:-2]:
                 old.unlink()
-        except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            self.stop(f"{path} could not be written ({reason}). Make room there and go on with --resume")
+        except (OSError, RuntimeError) as error:  # PyTorch makes a RuntimeError of the disk's
+            free = shutil.disk_usage(self.out).free // 2**20
+            reason = getattr(error, "strerror", None) or f"the disk has {free:,} MB left"
+            self.stop(f"{path} could not be written ({reason}). Mend that and go on with --resume")
 
     def log(self, metrics):
         runs.log_step(self.out, metrics)
@@ -126,14 +129,15 @@ class Run:
             return
         place = tuple((~values.isfinite()).nonzero()[0].tolist())
         row = f" of training row {rows[place[0]] + 1}" if rows is not None else ""
-        if cause is None and self.step == 0:
-            cause = "As no step has been taken yet, the model itself overflows there"
+        if cause is None and not any(isinstance(part, torch.optim.Optimizer) and part.state
+                                     for part in self.parts):
+            cause = "As nothing has been learned yet, the model itself overflows there"
         elif cause is None:
             cause = f"Probably --lr {self.args.lr:g} is too high: try a tenth of it"
         if self.args.dtype != "float32":
             cause += ", or --dtype float32"
         self.stop(f"{self.out}, step {self.step + 1}: {what}{row} is {values[place].item()}. {cause}. "
-                  "This step has not touched the weights")
+                  "The weights are as they were before this update")
 
     def stop(self, message):
         last = checkpoints(self.out)[-1:]

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from safetensors import SafetensorError
 
 HOME = Path(__file__).parent
 # Flags that change nothing of what is learned (but for rounding): a run may go on with others.
@@ -34,8 +35,8 @@ NO_SETTINGS = {"out", "resume", "overwrite", "save_every", "device", "micro_batc
 
 def stop(message: str, code: int = 2) -> NoReturn:
     """End the program with one sentence on stderr: what, where, how to mend it. code: 2 for what is
-    wrong with the input, 1 for what goes wrong in a run."""
-    print(f"error: {message}", file=sys.stderr)
+    wrong with the input, 1 for what goes wrong in a run, where a progress bar may stand."""
+    print("\n" * (code == 1) + f"error: {message}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -349,7 +350,10 @@ def log_step(out: str, metrics: dict):
 def read_metrics(out: str) -> list[dict]:
     """The steps of a run; a last line that was not written to its end is none."""
     *lines, _ = (Path(out) / "metrics.jsonl").read_text().split("\n")
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        stop(f"{out}/metrics.jsonl is broken ({error}): mend that line, or run again")
 
 
 def weights_of(model) -> dict:
@@ -361,8 +365,12 @@ def save_model(out: str, model, tokenizer):
     beside, folder = Path(out) / "model.tmp", Path(out) / "model"
     for left in [beside, folder]:  # by a run that was killed here
         shutil.rmtree(left, ignore_errors=True)
-    model.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
+    try:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise OSError(0, getattr(error, "strerror", None) or str(error), str(folder))
     os.replace(beside, folder)
 
 

@@ -1,0 +1,69 @@
+"""A script that is killed at a given place: python -m tests.killed PLACE COUNT script.py [flags]
+
+At the COUNT-th time that it comes by PLACE the process ends by SIGKILL, which nothing can catch.
+"""
+
+import importlib
+import os
+import signal
+import sys
+
+import torch
+
+import eval as evaluation
+import generate
+import reft_ppo
+import resume
+import runs
+import sft
+
+PLACES = {  # name: (module or class, function)
+    "update": (torch.optim.AdamW, "step"), "rollout": (reft_ppo, "generate_ids"),
+    "evaluation": (evaluation, "respond"), "logging": (runs, "log_step"),
+    "saving": (torch, "save"), "rename": (os, "replace"), "model": (runs, "save_model"),
+    "result": (runs, "write_json"), "open": (runs, "open_run"),
+    "restore": (resume, "set_random_state"), "loading": (generate, "load_model"),
+    "sft": (sft, "sft_loss")}
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_written(name, real, args):
+    """Die in the middle of what the function writes."""
+    if name == "saving":
+        content, file = args
+        with open(file.name + ".whole", "wb") as whole:
+            real(content, whole)
+        with open(file.name + ".whole", "rb") as whole:
+            data = whole.read()
+        os.unlink(file.name + ".whole")
+        file.write(data[:len(data) // 2])
+        file.flush()
+    elif name == "logging":
+        with open(f"{args[0]}/metrics.jsonl", "a") as file:
+            file.write('{"step": 1')
+    elif name == "model":
+        os.makedirs(f"{args[0]}/model.tmp", exist_ok=True)
+        args[1].save_pretrained(f"{args[0]}/model.tmp")
+
+
+def hook(name, count):
+    owner, function = PLACES[name]
+    real, calls = getattr(owner, function), [0]
+
+    def counted(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == count:
+            half_written(name, real, args)
+            die()
+        return real(*args, **kwargs)
+    setattr(owner, function, counted)
+
+
+if __name__ == "__main__":
+    place, count, script, *argv = sys.argv[1:]
+    torch.set_num_threads(1)
+    hook(place, int(count))
+    importlib.import_module(script.removesuffix(".py")).main(argv)

@@ -1,0 +1,380 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dpo
+import reft_ppo
+import resume
+import runs
+import sft
+from tests.tiny import byte_tokenizer, save_answers, save_tiny
+
+SCRIPTS = {"sft": sft.main, "reft": reft_ppo.main, "dpo": dpo.main}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A model with dropout for SFT; one of sixteen tokens that needs no warm-up for the others, and
+    problems that it solves now and then."""
+    folder = tmp_path_factory.mktemp("given")
+    for split, size in [("train", 20), ("dev", 6), ("test", 6)]:
+        runs.write_lines(folder, f"{split}.jsonl", [
+            {"question": f"{split} {i}", "cot": f"The answer is {i % 13}.", "answer": str(i % 13)}
+            for i in range(size)])
+    return {"base": save_tiny(folder / "base", "gpt2"), "answers": save_answers(folder / "answers"),
+            "task": folder}
+
+
+def flags(name, given, out):
+    shared = [f"--task={given['task']}", "--device=cpu", "--max-new-tokens=8", f"--out={out}",
+              "--batch-size=8", "--save-every=4"]
+    return shared + {
+        "sft": [f"--model={given['base']}", "--epochs=4"],
+        "reft": [f"--warmup={given['answers']}", "--steps=10", "--minibatch-size=4",
+                 "--eval-every=3", "--lr=1e-2"],
+        "dpo": [f"--warmup={given['answers']}", "--epochs=3", "--samples=256", "--eval-every=3",
+                "--pairs-per-question=4", "--max-new-tokens=2", "--lr=1e-2"]}[name]
+
+
+def ended(out):
+    """What a run leaves, but for times and memory: metrics, result, weights."""
+    metrics = [{k: x for k, x in m.items() if k != "seconds"} for m in runs.read_metrics(out)]
+    result = {k: x for k, x in runs.read_json(out, "result.json").items()
+              if k not in ("seconds", "peak_memory_mb")}
+    return metrics, result, load_file(out / "model" / "model.safetensors")
+
+
+def assert_same_end(one, other):
+    (metrics, result, weights), (others, result_of_other, weights_of_other) = ended(one), ended(other)
+    assert metrics == others and len({m["step"] for m in metrics}) == len(metrics)
+    assert result == result_of_other
+    assert weights.keys() == weights_of_other.keys()
+    assert all(torch.equal(weights[name], weights_of_other[name]) for name in weights)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(given, tmp_path_factory):
+    """{script: the folder of a run that nothing happened to}."""
+    folders = {name: tmp_path_factory.mktemp("whole") / name for name in SCRIPTS}
+    for name, main in SCRIPTS.items():
+        main(flags(name, given, folders[name]))
+        assert len(runs.read_metrics(folders[name])) >= 10
+    return folders
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("number, at", [(signal.SIGINT, 1), (signal.SIGTERM, 5), (signal.SIGINT, 6),
+                                        (signal.SIGTERM, 10)])
+def test_interrupted_and_resumed_is_as_undisturbed(name, number, at, given, undisturbed, tmp_path,
+                                                   monkeypatch, capsys):
+    """After the first step, within an epoch, at an evaluation, at the end; with a dropout model for
+    SFT, whose random numbers have to go on as well. Another seed in between disturbs nothing."""
+    out, argv = tmp_path / name, flags(name, given, tmp_path / name)
+    log = runs.log_step
+    def interrupt(folder, metrics):
+        log(folder, metrics)
+        if metrics["step"] == at:
+            os.kill(os.getpid(), number)
+    monkeypatch.setattr(runs, "log_step", interrupt)
+    usual = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        SCRIPTS[name](argv)
+    assert stopped.value.code == 128 + number
+    assert f"saved after step {at} " in capsys.readouterr().err
+    assert signal.getsignal(number) == usual and not (out / "result.json").exists()
+    monkeypatch.setattr(runs, "log_step", log)
+    runs.set_seed(12345)
+    SCRIPTS[name](argv + ["--resume"])
+    assert f"after step {at}" in capsys.readouterr().out
+    assert_same_end(out, undisturbed[name])
+
+
+def test_the_newest_two_checkpoints_are_kept(undisturbed):
+    assert [path.name for path in resume.checkpoints(undisturbed["reft"])] == [
+        "step-000008.pt", "step-000010.pt"]
+
+
+def test_resume_passes_over_a_broken_checkpoint(given, undisturbed, tmp_path, monkeypatch, capsys):
+    """One flipped bit, which PyTorch itself would not notice: the one before it is taken."""
+    out, argv = interrupted(given, tmp_path, monkeypatch, at=9)
+    *_, last = resume.checkpoints(out)
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    reft_ppo.main(argv + ["--resume"])
+    printed = capsys.readouterr()
+    assert f"{last} is broken" in printed.err and "after step 8" in printed.out
+    assert_same_end(out, undisturbed["reft"])
+
+
+def test_resume_stops_where_no_checkpoint_can_be_read(given, tmp_path, monkeypatch, capsys):
+    out, argv = interrupted(given, tmp_path, monkeypatch, at=9)
+    for path in resume.checkpoints(out):
+        path.write_bytes(path.read_bytes()[:100])
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main(argv + ["--resume"])
+    assert stopped.value.code == 2 and "no checkpoint in" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def interrupted(given, tmp_path, monkeypatch, at):
+    """A run of ReFT that was stopped after step `at`: its folder and its flags."""
+    out = tmp_path / "reft"
+    argv, log = flags("reft", given, out), runs.log_step
+    def interrupt(folder, metrics):
+        log(folder, metrics)
+        if metrics["step"] == at:
+            os.kill(os.getpid(), signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "log_step", interrupt)
+        with pytest.raises(SystemExit):
+            reft_ppo.main(argv)
+    return out, argv
+
+
+def test_a_checkpoint_cannot_run_code(given, tmp_path, monkeypatch, capsys):
+    """A pickle that would write a file is refused, as any other broken checkpoint."""
+    out, argv = interrupted(given, tmp_path, monkeypatch, at=5)
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "attacked"),)
+    for path in resume.checkpoints(out):
+        torch.save({"kept": Attack()}, path)
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main(argv + ["--resume"])
+    assert stopped.value.code == 2 and not (tmp_path / "attacked").exists()
+
+
+def test_a_second_signal_stops_at_once(given, tmp_path, monkeypatch, capsys):
+    """Within a step, which is not finished; the checkpoint before it is there."""
+    out, argv, generate, calls = tmp_path / "reft", None, reft_ppo.generate_ids, []
+    def impatient(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return generate(*args, **kwargs)
+    monkeypatch.setattr(reft_ppo, "generate_ids", impatient)
+    argv = flags("reft", given, out)
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main(argv)
+    assert stopped.value.code == 130 and "--resume goes on" in capsys.readouterr().err
+    assert [m["step"] for m in runs.read_metrics(out)] == [1, 2, 3, 4, 5, 6]
+    assert [path.name for path in resume.checkpoints(out)] == ["step-000004.pt"]
+
+
+KILLS = [("sft", 2), ("open", 1), ("rollout", 4), ("saving", 2), ("restore", 1), ("update", 7),
+         ("rename", 2), ("logging", 2), ("evaluation", 1), ("model", 1), ("result", 1)]
+
+
+def test_killed_at_any_moment(given, tmp_path, capfd):
+    """SIGKILL in the warm-up, a rollout, an update, an evaluation, halfway through a checkpoint, a
+    line and a model, before a rename: one run, resumed each time, ends as an undisturbed one."""
+    def argv(out):
+        return [f"--model={given['base']}", "--warmup-epochs=2", "--warmup-lr=1e-3",
+                *(flag for flag in flags("reft", given, out) if not flag.startswith("--warmup")),
+                "--save-every=2"]
+    reft_ppo.main(argv(tmp_path / "whole" / "reft"))
+    out = tmp_path / "killed" / "reft"
+    for place, count in KILLS + [("loading", 1000)]:  # so often it never comes by the last
+        going_on = any(runs.is_begun(folder) for folder in [out, out.parent / "warmup"])
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.killed", place, str(count), "reft_ppo.py", *argv(out),
+             *["--resume"] * going_on], cwd=runs.HOME, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == (0 if place == "loading" else -signal.SIGKILL), place
+        assert_nothing_is_half_written(out.parent)
+    assert_same_end(out, tmp_path / "whole" / "reft")
+    assert_same_end(out.parent / "warmup", tmp_path / "whole" / "warmup")
+    assert not [path for path in out.parent.rglob("*.tmp")]
+
+
+def assert_nothing_is_half_written(folder):
+    for path in folder.rglob("*.json"):
+        if "model.tmp" not in path.parts:
+            json.loads(path.read_text())
+    for path in folder.rglob("*.pt"):
+        torch.load(path, weights_only=True)
+    for path in folder.rglob("metrics.jsonl"):
+        runs.read_metrics(path.parent)
+
+
+# --- The disk ---
+
+
+@pytest.fixture
+def full_disk():
+    """A function after whose call no file can grow beyond so many bytes."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+
+@pytest.mark.parametrize("at, size, words", [
+    (6, 10_000, "step-000008.pt could not be written"), (8, 1_000, "reft: File too large"),
+    (10, 10_000, "step-000010.pt could not be written")])
+def test_a_full_disk_leaves_the_last_checkpoint(at, size, words, given, undisturbed, tmp_path,
+                                                monkeypatch, capsys, full_disk):
+    out, log, usual = tmp_path / "reft", runs.log_step, resource.getrlimit(resource.RLIMIT_FSIZE)
+    argv = flags("reft", given, out)
+    def fill(folder, metrics):
+        if metrics["step"] == at:
+            full_disk(size)
+        log(folder, metrics)
+    monkeypatch.setattr(runs, "log_step", fill)
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main(argv)
+    resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and words in error and "--resume" in error
+    assert_nothing_is_half_written(out)
+    assert not list(out.rglob("*.tmp")) and resume.checkpoints(out)
+    monkeypatch.setattr(runs, "log_step", log)
+    reft_ppo.main(argv + ["--resume"])
+    assert_same_end(out, undisturbed["reft"])
+
+
+def test_a_full_disk_when_the_model_is_saved(given, undisturbed, tmp_path, monkeypatch, capsys,
+                                             full_disk):
+    out, save, usual = tmp_path / "sft", runs.save_model, resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(runs, "save_model", lambda *args: (full_disk(10_000), save(*args)))
+    with pytest.raises(SystemExit) as stopped:
+        sft.main(flags("sft", given, out))
+    resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and "File too large" in error and "--resume" in error
+    assert not list(out.glob("model*")) and not (out / "result.json").exists()
+    monkeypatch.setattr(runs, "save_model", save)
+    sft.main(flags("sft", given, out) + ["--resume"])
+    assert_same_end(out, undisturbed["sft"])
+
+
+# --- Numbers going wrong ---
+
+
+@pytest.mark.parametrize("name, words", [
+    ("sft", "the loss of training row"), ("reft", "of training row"), ("dpo", "the gradient's norm is nan")])
+def test_a_learning_rate_that_ruins_the_model_stops_the_run(name, words, given, tmp_path, capsys,
+                                                            monkeypatch):
+    """Before the step that would have made the weights not finite, or the first after them."""
+    out, steps, step = tmp_path / name, [], torch.optim.AdamW.step
+    def recorded(self, *args, **kwargs):
+        assert all(p.grad is None or p.grad.isfinite().all()
+                   for group in self.param_groups for p in group["params"])
+        steps.append(1)
+        return step(self, *args, **kwargs)
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    with pytest.raises(SystemExit) as stopped:
+        SCRIPTS[name](flags(name, given, out) + ["--lr=1e30"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and words in error and "--lr 1e+30 is too high" in error
+    done = runs.read_metrics(out) if (out / "metrics.jsonl").exists() else []
+    assert f"step {len(done) + (name != 'dpo')}: " in error  # DPO's has a line for step 0
+
+
+@pytest.mark.parametrize("what, words", [
+    ("reward", "the reward of training row"), ("grad", "the gradient's norm is inf"),
+    ("logprobs", "ref_logprobs of training row")])
+def test_what_is_not_finite_is_named_and_touches_no_weight(what, words, given, tmp_path, monkeypatch,
+                                                           capsys):
+    out = tmp_path / "reft"
+    if what == "reward":
+        asked = []
+        def bad_rule(text, answer, *args):
+            asked.append(answer)
+            return float("nan") if len(asked) == 43 else 0.0  # the third of step 6
+        monkeypatch.setattr(reft_ppo, "reward", bad_rule)
+    elif what == "grad":
+        norms, clip = [], torch.nn.utils.clip_grad_norm_
+        def overflow(*args):
+            norms.append(clip(*args))
+            return norms[-1] * float("inf") if len(norms) == 22 else norms[-1]  # 4 a step
+        monkeypatch.setattr(reft_ppo.nn.utils, "clip_grad_norm_", overflow)
+    else:
+        score, calls = reft_ppo.score_tokens, []
+        def overflow(policy, reference, rollout, size):
+            score(policy, reference, rollout, size)
+            calls.append(1)
+            if len(calls) == 6:
+                rollout.ref_logprobs[2, -1] = float("-inf")
+        monkeypatch.setattr(reft_ppo, "score_tokens", overflow)
+    picked, take = [], reft_ppo.take
+    monkeypatch.setattr(reft_ppo, "take", lambda *args: picked.append(take(*args)) or picked[-1])
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main(flags("reft", given, out))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and "step 6: " in error and words in error
+    assert "step-000004.pt is whole" in error and len(runs.read_metrics(out)) == 5
+    if what != "grad":
+        assert f"{words} {picked[5][2] + 1} is" in error
+
+
+def test_sft_names_the_row_whose_loss_is_not_finite(given, tmp_path, monkeypatch, capsys):
+    """The solution of row 8 is the only one whose tokens the model cannot bear."""
+    loss = sft.sft_loss
+    rows = [{"question": f"Q{i}", "cot": f"{'P' if i == 7 else 'A'}{i}", "answer": "1"}
+            for i in range(20)]
+    [bad] = byte_tokenizer()("P", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(sft, "sft_loss", lambda model, ids, attention_mask, mask: loss(
+        model, ids, attention_mask, mask) * (float("nan") if (ids == bad).any() else 1.0))
+    for split in ["train", "dev", "test"]:
+        runs.write_lines(tmp_path, f"{split}.jsonl", rows)
+    with pytest.raises(SystemExit) as stopped:
+        sft.main([f"--model={given['base']}", f"--task={tmp_path}", "--max-new-tokens=4",
+                  "--batch-size=4", "--device=cpu", f"--out={tmp_path / 'sft'}"])
+    assert stopped.value.code == 1 and "of training row 8 is nan" in capsys.readouterr().err
+
+
+def test_max_kl_ends_a_steps_updates_early(given, tmp_path):
+    """Any movement is too much: one update a step, and tokens of that one alone. Without it all."""
+    def run(name, *more):
+        reft_ppo.main(flags("reft", given, tmp_path / name) + ["--steps=3", *more])
+        return runs.read_metrics(tmp_path / name)
+    early, all_of_them = run("early", "--max-kl=1e-6"), run("all")
+    assert [m["updates"] for m in early] == [1, 1, 1]
+    assert [m["updates"] for m in all_of_them] == [4, 4, 4]
+    assert all(m["approx_kl"] > 1e-6 for m in early)
+    assert early[0]["tokens"] < all_of_them[0]["tokens"] / 3
+
+
+def test_approx_kl_by_hand():
+    """Ratios 1 and 2: (0 + 2 - 1 - log 2) / 2."""
+    assert reft_ppo.approx_kl(torch.tensor([1.0, 2.0]).log()).item() == pytest.approx(
+        (1 - 0.6931472) / 2)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_out_of_memory_is_advice(error, given, tmp_path, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise error
+    monkeypatch.setattr(reft_ppo, "generate_ids", fail)
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main(flags("reft", given, tmp_path / "reft"))
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 1 and "error: out of memory" in printed
+    places = [printed.index(words) for words in [
+        "--micro-batch-size (now 128)", "--max-new-tokens (now 8)",
+        "--gradient-checkpointing (now False)", "--dtype (now float32)"]]
+    assert places == sorted(places)
+
+
+def test_out_of_memory_on_the_cpu_is_known_too(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reft_ppo, "generate_ids", lambda *args, **kwargs: torch.empty(10**16))
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main(flags("reft", given, tmp_path / "reft"))
+    assert stopped.value.code == 1 and "out of memory" in capsys.readouterr().err
+
+
+def test_other_errors_are_not_taken_for_memory(given, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("a defect")
+    monkeypatch.setattr(reft_ppo, "generate_ids", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        reft_ppo.main(flags("reft", given, tmp_path / "reft"))
