@@ -120,17 +120,15 @@ def make_pairs(responses, n, most):
 
 def load_pairs(source):
     """[{prompt, chosen, rejected}] from a .jsonl or .json file, a folder of them or a hub name."""
-    import datasets
-    datasets.disable_progress_bars()
-    try:
-        if Path(source).is_file():
-            rows = datasets.load_dataset("json", data_files=source, split="train")
-        else:
-            rows = datasets.load_dataset(source, split="train")
-    except Exception as error:  # each reader and the hub raise their own kinds
-        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-        runs.stop(f"--pairs {source}: cannot be read ({reason}); give a .jsonl file with prompt, "
-                  "chosen and rejected in each line, or a data set on the hub")
+    if Path(source).is_file():
+        rows = runs.read_rows(source)
+    else:
+        try:
+            rows = runs.load_dataset(source, split="train")
+        except Exception as error:  # the hub raises many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            runs.stop(f"--pairs {source}: cannot be read ({reason}); give a .jsonl file with "
+                      "prompt, chosen and rejected in each line, or a data set on the hub")
     pairs = []
     for number, row in enumerate(rows, 1):
         pair = {name: row[name] for name in ("prompt", "chosen", "rejected") if name in row}

@@ -31,15 +31,24 @@ def load_model(path, device=None, dtype=None):
     path = str(path)
     if (Path(path) / "model").is_dir():
         path = str(Path(path) / "model")
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # the sentences below say it once
     try:
         safely = dict(trust_remote_code=False)  # a stranger's folder is data
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **safely)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype or "float32", use_safetensors=True, **safely)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype or "float32", use_safetensors=True, output_loading_info=True, **safely)
     except Exception as error:  # each part of the loader raises its own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         runs.stop(f"{path}: no model could be loaded ({reason}); give a run's folder, a hub name, "
                   "or a folder with config.json, model.safetensors and a tokenizer")
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    if info["missing_keys"]:
+        runs.stop(f"{path}: its weights lack {min(info['missing_keys'])}, so it is no causal LM; "
+                  "choose another --model")
+    if not tokenizer("Question: 1 + 1?", add_special_tokens=False)["input_ids"]:
+        runs.stop(f"{path}: has no tokenizer that reads text; put tokenizer.json there")
     if tokenizer.eos_token_id is None:
         runs.stop(f"{path}: its tokenizer has no EOS token, so no response could end; name one in "
                   "its tokenizer_config.json")

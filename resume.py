@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy
 import torch
+from tqdm import tqdm
 
 import runs
 
@@ -50,8 +51,8 @@ class Run:
 
     def restore(self):
         """Take over the newest checkpoint that can be read, if there is any."""
-        paths = checkpoints(self.out)
-        for path in reversed(paths):
+        broken = []
+        for path in reversed(checkpoints(self.out)):
             try:
                 if zipfile.ZipFile(path).testzip():  # PyTorch does not look at its checksums
                     raise ValueError("checksum")
@@ -60,19 +61,21 @@ class Run:
                 for part, state in zip(self.parts, saved["parts"], strict=True):
                     load = getattr(part, "load_state_dict", None) or part.set_state
                     load(state)
-            except Exception as error:  # whatever a broken file may lead to
-                runs.warn(f"{path} is broken ({type(error).__name__}), and passed over")
+            except Exception:  # whatever a broken file may lead to
+                broken.append(str(path))
                 continue
             self.step, self.random = saved["step"], saved["random"]
             self.start -= saved["seconds"]
             vars(self).update(values)
             kept = [m for m in runs.read_metrics(self.out) if m["step"] <= self.step]
             runs.write_lines(self.out, "metrics.jsonl", kept)
+            for path in broken:
+                runs.warn(f"{path} is broken, and passed over")
             print(f"resuming {self.out} after step {self.step}")
             return
-        if paths:
-            runs.stop(f"--resume: no checkpoint in {self.out}/checkpoint can be read; "
-                      "--overwrite begins the run again")
+        if broken:
+            runs.stop(f"--resume: {' and '.join(broken)} cannot be read, and no other checkpoint is "
+                      "there; --overwrite begins the run again")
         print(f"resuming {self.out}: it has no checkpoint yet, and begins again")
 
     def steps(self, total):
@@ -86,8 +89,8 @@ class Run:
                 if caught or step % self.args.save_every == 0 or step == total:
                     self.save()
                 if caught:
-                    print(f"\n{self.out}: interrupted, and saved after step {step} of {total}; the "
-                          "same command with --resume goes on", file=sys.stderr)
+                    tqdm.write(f"{self.out}: interrupted, and saved after step {step} of {total}; "
+                               "the same command with --resume goes on", file=sys.stderr)
                     raise SystemExit(128 + caught[0])
 
     def save(self):
@@ -160,7 +163,7 @@ def caught_signals():
         if caught:
             raise KeyboardInterrupt
         caught.append(number)
-        print("\nstopping after this step; again to stop at once", file=sys.stderr)
+        tqdm.write("stopping after this step; again to stop at once", file=sys.stderr)
 
     try:
         usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

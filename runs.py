@@ -26,6 +26,7 @@ from typing import NoReturn
 
 import torch
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 HOME = Path(__file__).parent
 # Flags that change nothing of what is learned (but for rounding): a run may go on with others.
@@ -35,8 +36,8 @@ NO_SETTINGS = {"out", "resume", "overwrite", "save_every", "device", "micro_batc
 
 def stop(message: str, code: int = 2) -> NoReturn:
     """End the program with one sentence on stderr: what, where, how to mend it. code: 2 for what is
-    wrong with the input, 1 for what goes wrong in a run, where a progress bar may stand."""
-    print("\n" * (code == 1) + f"error: {message}", file=sys.stderr)
+    wrong with the input, 1 for what goes wrong in a run."""
+    tqdm.write(f"error: {message}", file=sys.stderr)  # on a line of its own, above a progress bar
     raise SystemExit(code)
 
 
@@ -46,13 +47,39 @@ def warn(message: str):
     print(f"warning: {message}", file=sys.stderr)
 
 
+def load_dataset(*args, **kwargs):
+    """datasets.load_dataset, which takes half a second to import and says its errors twice."""
+    import datasets
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    return datasets.load_dataset(*args, **kwargs)
+
+
+def read_rows(file: str):
+    """The rows of a .jsonl or .json file as a datasets.Dataset; stops with the line that is broken."""
+    try:
+        return load_dataset("json", data_files=str(file), split="train")
+    except Exception as error:  # each reader raises its own kinds
+        text = Path(file).read_text(errors="replace")
+        if not text.strip():
+            stop(f"{file} is empty: it takes one row a line, as JSON")
+        for number, part in enumerate(text.split("\n") if str(file).endswith("l") else [text]):
+            try:
+                json.loads(part or "{}")
+            except json.JSONDecodeError as reason:
+                stop(f"line {number + reason.lineno} of {file} is not JSON ({reason.msg} at column "
+                     f"{reason.colno}): mend or delete it")
+        stop(f"cannot read {file} ({error.__cause__ or error}): each row is a JSON object, each "
+             "column of one type")
+
+
 def guarded(train, args):
     """Run train(args); what may go wrong in any run ends in one sentence instead of a traceback."""
     go_on = "the same command with --resume goes on from the last checkpoint, where there is one"
     try:
         train(args)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; {go_on}", file=sys.stderr)
+        tqdm.write(f"interrupted; {go_on}", file=sys.stderr)
         raise SystemExit(130)
     except (MemoryError, RuntimeError) as error:  # PyTorch's own are RuntimeErrors
         if not (isinstance(error, (MemoryError, torch.OutOfMemoryError))
@@ -87,7 +114,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def error(self, message):
-        stop(message)
+        stop(message.removeprefix("argument "))
 
 
 def number(kind, low=None, high=None, above=None):
@@ -102,8 +129,8 @@ def number(kind, low=None, high=None, above=None):
         if (value is None or not math.isfinite(value) or (low is not None and value < low)
                 or (high is not None and value > high) or (above is not None and value <= above)):
             raise argparse.ArgumentTypeError(
-                f"{text!r} is not {'a whole number' if kind is int else 'a number'} "
-                f"{' and '.join(bounds)}")
+                f"has to be {'a whole number' if kind is int else 'a number'} "
+                f"{' and '.join(bounds)}, not {text!r}")
         return value
     return parse
 
@@ -212,6 +239,9 @@ def claim(flags: dict):
     for name in ["model", "warmup"]:
         if flags.get(name) and Path(flags[name]).resolve() == out.resolve():
             stop(f"--out {out}: --{name} is there, and would be overwritten; choose another folder")
+    there = next(path for path in [out, *out.resolve().parents] if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        stop(f"--out {out}: cannot write there; choose another folder")
     if flags["overwrite"]:
         return
     if not (out / "config.json").exists():

@@ -34,7 +34,7 @@ def encode(tokenizer, problems, cot):
     column = {"nl": "cot", "program": "program"}[cot]
     solutions = list(problems[column])
     if "" in solutions:
-        runs.stop(f"--cot {cot}: problem {solutions.index('')} has no `{column}` to imitate; "
+        runs.stop(f"--cot {cot}: row {solutions.index('') + 1} has no `{column}` to imitate; "
                   "choose the other --cot or another --task")
     prompts = encode_prompts(tokenizer, [format_prompt(q, cot) for q in problems["question"]])
     responses = tokenizer(solutions, add_special_tokens=False)["input_ids"]

@@ -23,7 +23,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from programs import interpret
-from runs import Parser, stop, warn
+from runs import Parser, load_dataset, read_rows, stop, warn
 
 TOLERANCE = Fraction(1, 100)  # the papers' tolerance, for answers that are not exact
 SPLITS = ("train", "dev", "test")
@@ -65,7 +65,7 @@ def load_problems(task, split, limit=None):
     if origin not in sources or (split == "test" and origin == "train"):
         stop(f"{task} has no {split} split, only {', '.join(sources)}: put one beside it")
     problems = [to_problem(row, f"row {number} of {task} ({origin})")
-                for number, row in enumerate(load_rows(task, sources[origin]), 1)]
+                for number, row in enumerate(load_rows(sources[origin]), 1)]
     letters = [is_letter(problem["answer"]) for problem in problems]
     if len(set(letters)) == 2:
         other = letters.index(not letters[0])
@@ -81,6 +81,9 @@ def load_problems(task, split, limit=None):
                         if problem["question"] not in seen]
         else:
             problems = held[:-dev] if split == "test" else held[-dev:]
+    if not problems and split in ("train", "test") and origin != split:
+        stop(f"{task} ({origin}) is too short to be cut into train, dev and test: it takes at least "
+             "three problems of different questions, or a file for each split")
     if not problems:
         stop(f"the {split} split of {task} is empty: it takes at least one problem a split")
     import datasets
@@ -129,34 +132,24 @@ def find_sources(task):
     if not files:
         stop(f"there is no task {task!r}: give word_problems, {', '.join(HUB)}, "
              "a .jsonl or .json file, or a folder that holds train.jsonl, dev.jsonl and test.jsonl")
-    return {split: dict(path="json", data_files=str(file), split="train")
-            for split, file in files.items()}
+    return {split: dict(path="json", data_files=str(file)) for split, file in files.items()}
 
 
-def load_rows(task, source):
-    import datasets  # here, for it takes half a second
-    datasets.disable_progress_bars()
+def load_rows(source):
+    if source["path"] == "json":
+        return read_rows(source["data_files"])
     try:
-        return datasets.load_dataset(**source)
-    except Exception as error:  # each reader and the hub raise their own kinds
-        file = source.get("data_files")
-        if not file:
-            stop(f"cannot load {source['path']} from the hub ({type(error).__name__}: {error}): "
-                 f"check the network, or give --task a local file")
-        if Path(file).stat().st_size == 0:
-            stop(f"{file} is empty: it takes one problem a line, as JSON")
-        for number, line in enumerate(Path(file).read_text(errors="replace").splitlines(), 1):
-            try:
-                json.loads(line or "{}")
-            except ValueError as reason:
-                if file.endswith(".jsonl"):
-                    stop(f"line {number} of {file} is not JSON ({reason}): mend or delete it")
-        stop(f"cannot read {file} ({error.__cause__ or error}): each problem is a JSON object, "
-             "each column of one type")
+        return load_dataset(**source)
+    except Exception as error:  # the hub raises many kinds
+        stop(f"cannot load {source['path']} from the hub ({type(error).__name__}: {error}): "
+             "check the network, or give --task a local file")
 
 
 def to_problem(row, where):
     """A row in any of the formats above -> question, cot, program, answer."""
+    for name in row.keys() & {"question", "cot", "program", "answer_cot"}:
+        if not isinstance(row[name], str | None):
+            stop(f"{where}: its {name} is {row[name]!r:.40}, and has to be a text")
     row = {name: "" if value is None else str(value).strip() for name, value in row.items()}
     if {"Problem", "options", "correct", "Rationale"} <= row.keys():  # MathQA on the hub
         question, answer = f"{row['Problem']}\n{row['options']}", row["correct"]

@@ -245,9 +245,9 @@ def test_load_pairs_reads_both_formats(tmp_path):
 @pytest.mark.parametrize("text, words", [
     ('{"prompt": "Q", "chosen": "a"}', "row 1"), ('{"prompt": "Q", "chosen": 1, "rejected": 2}',
                                                   "row 1"),
-    ('{"chosen": "yes", "rejected": "no"}', "do not begin alike"), ("{", "cannot be read"),
+    ('{"chosen": "yes", "rejected": "no"}', "do not begin alike"), ("{", "line 1 of"),
     ('{"prompt": "", "chosen": "yes", "rejected": "no"}', "has no prompt"),
-    ("", "cannot be read"), (None, "cannot be read")])
+    ("", "is empty"), (None, "cannot be read")])
 def test_load_pairs_bad_input_is_one_sentence(tmp_path, text, words, capsys):
     file = tmp_path / "pairs.jsonl"
     if text is not None:

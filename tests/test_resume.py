@@ -121,7 +121,7 @@ def test_resume_stops_where_no_checkpoint_can_be_read(given, tmp_path, monkeypat
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stopped:
         reft_ppo.main(argv + ["--resume"])
-    assert stopped.value.code == 2 and "no checkpoint in" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "cannot be read" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 

@@ -1,0 +1,101 @@
+"""Kill ReFT, warm-up included, at random moments and resume it: python -m tests.soak_kill [--kills 20]
+
+Trains once undisturbed, then once more, killed by SIGKILL so many times, anywhere from its first
+import to its last file, and resumed each time. After each kill every file has to be whole; at the
+end metrics (times aside), result and weights have to be the undisturbed run's, bit for bit, each
+step once. Exits with 1 where they are not.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import runs
+
+COMMON = ["--limit=200", "--steps=40", "--batch-size=128", "--eval-every=5", "--save-every=3"]
+
+
+def start(out, *more):
+    return subprocess.Popen([sys.executable, "reft_ppo.py", *COMMON, f"--out={out}", *more],
+                            cwd=runs.HOME, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                            env=os.environ | {"TQDM_DISABLE": "1"})
+
+
+def look(out):
+    """Where the run stands, in words; raises where a file is not whole."""
+    for path in out.parent.rglob("*.json"):
+        if "model.tmp" not in path.parts:
+            json.loads(path.read_text())
+    for path in out.parent.rglob("*.pt"):
+        torch.load(path, weights_only=True)
+    for folder in [out, out.parent / "warmup"]:
+        if (folder / "config.json").exists():
+            steps = steps_of(folder)
+            assert len(set(steps)) == len(steps), f"a step twice in {folder}"
+            if not runs.is_run(folder):
+                return f"{folder.name}, {len(steps)} steps logged"
+    return "done" if runs.is_run(out) else "before the run or between warm-up and PPO"
+
+
+def steps_of(folder):
+    return [m["step"] for m in runs.read_metrics(folder)] if (
+        folder / "metrics.jsonl").exists() else []
+
+
+def ended(folder):
+    metrics = [{k: x for k, x in m.items() if k != "seconds"} for m in runs.read_metrics(folder)]
+    result = {k: x for k, x in runs.read_json(folder, "result.json").items()
+              if k not in ("seconds", "peak_memory_mb")}
+    weights = load_file(folder / "model" / "model.safetensors")
+    return metrics, result, {name: weight.tolist() for name, weight in weights.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args()
+    moments = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed = Path(folder) / "whole" / "reft", Path(folder) / "killed" / "reft"
+        began = time.time()
+        assert start(whole).wait() == 0
+        seconds = time.time() - began
+        print(f"undisturbed: {seconds:.0f} seconds")
+        kills = 0
+        while True:
+            resuming = any(map(runs.is_begun, [killed, killed.parent / "warmup"]))
+            process = start(killed, *["--resume"] * resuming)
+            # early moments are many: what is left of the run grows shorter with each kill
+            wait = moments.uniform(0, seconds / 2) if kills < args.kills else None
+            try:
+                _, error = process.communicate(timeout=wait)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                kills += 1
+                print(f"kill {kills:2} after {wait:4.1f} s: {look(killed)}", flush=True)
+                continue
+            assert process.returncode == 0, error.decode()
+            if runs.is_run(killed):
+                break
+        print(f"finished after {kills} kills")
+        same = [ended(killed) == ended(whole),
+                ended(killed.parent / "warmup") == ended(whole.parent / "warmup")]
+    print("the same as undisturbed, bit for bit" if all(same) else f"NOT the same: {same}")
+    raise SystemExit(not all(same))
+
+
+if __name__ == "__main__":
+    main()
