@@ -1,9 +1,9 @@
 """Kill ReFT, warm-up included, at random moments and resume it: python -m tests.soak_kill [--kills 20]
 
-Trains once undisturbed, then once more, killed by SIGKILL so many times, anywhere from its first
-import to its last file, and resumed each time. After each kill every file has to be whole; at the
-end metrics (times aside), result and weights have to be the undisturbed run's, bit for bit, each
-step once. Exits with 1 where they are not.
+Trains once undisturbed, then again and again, killed by SIGKILL anywhere from its first import to
+its last file and resumed each time, until there were so many kills. After each every file has to be
+whole; at each end metrics (times aside), result and weights have to be the undisturbed run's, bit
+for bit, each step once. Exits with 1 where they are not.
 """
 
 import argparse
@@ -66,35 +66,33 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
-    moments = random.Random(args.seed)
+    moments, kills, lives = random.Random(args.seed), 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        whole, killed = Path(folder) / "whole" / "reft", Path(folder) / "killed" / "reft"
+        whole = Path(folder) / "whole" / "reft"
         began = time.time()
         assert start(whole).wait() == 0
         seconds = time.time() - began
         print(f"undisturbed: {seconds:.0f} seconds")
-        kills = 0
-        while True:
-            resuming = any(map(runs.is_begun, [killed, killed.parent / "warmup"]))
-            process = start(killed, *["--resume"] * resuming)
-            # early moments are many: what is left of the run grows shorter with each kill
-            wait = moments.uniform(0, seconds / 2) if kills < args.kills else None
-            try:
-                _, error = process.communicate(timeout=wait)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.communicate()
-                kills += 1
-                print(f"kill {kills:2} after {wait:4.1f} s: {look(killed)}", flush=True)
-                continue
-            assert process.returncode == 0, error.decode()
-            if runs.is_run(killed):
-                break
-        print(f"finished after {kills} kills")
-        same = [ended(killed) == ended(whole),
-                ended(killed.parent / "warmup") == ended(whole.parent / "warmup")]
-    print("the same as undisturbed, bit for bit" if all(same) else f"NOT the same: {same}")
-    raise SystemExit(not all(same))
+        while kills < args.kills:
+            lives += 1
+            killed = Path(folder) / str(lives) / "reft"
+            while not runs.is_run(killed):
+                resuming = any(map(runs.is_begun, [killed, killed.parent / "warmup"]))
+                process = start(killed, *["--resume"] * resuming)
+                wait = moments.uniform(0, 0.6 * seconds) if kills < args.kills else None
+                try:
+                    _, error = process.communicate(timeout=wait)
+                    assert process.returncode == 0, error.decode()
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGKILL)
+                    process.communicate()
+                    kills += 1
+                    print(f"kill {kills:2} after {wait:4.1f} s: {look(killed)}", flush=True)
+            same = all(ended(killed.parent / name) == ended(whole.parent / name)
+                       for name in ["warmup", "reft"])
+            print(f"finished: {'the same as' if same else 'NOT'} the undisturbed run", flush=True)
+            if not same:
+                raise SystemExit(1)
 
 
 if __name__ == "__main__":
