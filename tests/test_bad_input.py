@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import dpo
@@ -14,6 +15,7 @@ import reft_ppo
 import runs
 import sft
 import verifier
+from generate import check_room
 from tests.tiny import byte_tokenizer, save_answers, save_tiny, tiny_lm
 
 SCRIPTS = {"sft": sft.main, "reft": reft_ppo.main, "dpo": dpo.main, "eval": evaluation.main,
@@ -84,7 +86,11 @@ def mistakes(tmp_path_factory):
         "model_type": "mine", "auto_map": {"AutoConfig": "mine.MyConfig",
                                            "AutoModelForCausalLM": "mine.MyModel"}}))
     write("remote_code/mine.py", f"open({str(here / 'attacked')!r}, 'w').write('x')")
-    for name, steps in [("finished", 1), ("unfinished", 1)]:
+    save_tiny(here / "headless", "gpt_neox")
+    weights = load_file(here / "headless" / "model.safetensors")
+    del weights["embed_out.weight"]
+    save_file(weights, here / "headless" / "model.safetensors", {"format": "pt"})
+    for name in ["finished", "unfinished"]:
         args = reft_ppo.parse_args([f"--out={name}", *SMALL, "--warmup=model"])
         runs.open_run(here / name, vars(args))
         (here / name / "checkpoint").mkdir()
@@ -128,6 +134,7 @@ ROWS = [
     ("sft", ["--model=no_weights", *TASK], ["no_weights", "no model could be loaded"]),
     ("sft", ["--model=half_weights", *TASK], ["half_weights", "no model could be loaded"]),
     ("sft eval", ["--model=pickled", *TASK], ["pickled", "safetensors"]),
+    ("sft eval", ["--model=headless", *TASK], ["headless", "lack", "no causal LM"]),
     ("sft eval", ["--model=nan", *TASK], ["nan", "not finite"]),
     ("sft eval", ["--model=remote_code", *TASK], ["remote_code", "no model could be loaded"]),
     ("sft reft dpo eval", ["--model=model", "--task=long"], ["row 2 of the", "tokens", "1024"]),
@@ -222,6 +229,34 @@ def test_a_mistake_costs_one_sentence(script, flags, words, mistakes, monkeypatc
     assert sentence.startswith("error: ") and len(sentence) < 500
     assert [word for word in words if word not in sentence] == []
     assert contents(mistakes) == before
+
+
+def test_what_just_fits_the_context_is_taken(mistakes):
+    """A context of 1024 tokens; a prompt of 9 characters and its frame of 19, a token each."""
+    lm, problems = tiny_lm("gpt2", 258), {"question": ["Q" * 9]}
+    def stops(max_new_tokens, problems=problems, examples=()):
+        try:
+            check_room(lm, byte_tokenizer(), {"train": problems}, "nl", max_new_tokens, examples)
+        except SystemExit:
+            return True
+    assert len("Question: \nAnswer:\n") == 19
+    assert not stops(1024 - 28) and stops(1024 - 27)
+    assert not stops(1, {"question": ["Q" * 1004]}) and stops(1, {"question": ["Q" * 1005]})
+    assert not stops(1, examples=[([2] * 28, [3] * 996)])
+    assert stops(1, examples=[([2] * 28, [3] * 997)])
+
+
+def test_shared_questions_are_a_warning_with_their_count(tmp_path, capsys):
+    for split, numbers in [("train", range(9)), ("dev", range(8, 12)), ("test", range(6, 16))]:
+        (tmp_path / f"{split}.jsonl").write_text(lines(*(
+            GOOD | {"question": f"{i}?"} for i in numbers)))
+    verifier.load_splits(tmp_path)
+    verifier.load_splits(tmp_path)  # said once
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2 and all(line.startswith("warning: ") for line in warnings)
+    assert "1 of the 4 dev questions" in warnings[0] and "3 of the 10 test" in warnings[1]
+    verifier.load_splits("word_problems")
+    assert capsys.readouterr().err == ""
 
 
 def test_the_table_is_long_enough():

@@ -276,6 +276,14 @@ def test_policy_with_value_starts_with_value_zero():
     assert values.shape == (2,) and not values.any()
 
 
+def test_take_asks_each_question_once_a_pass():
+    order, asked = [], []
+    for _ in range(10):
+        asked += reft_ppo.take(order, 7, 5)
+    passes = [asked[at:at + 5] for at in range(0, 70, 5)]
+    assert all(sorted(one) == [0, 1, 2, 3, 4] for one in passes) and len(set(map(tuple, passes))) > 5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_first_minibatch_has_ratio_one(kind):
     """Also where the minibatch is cut otherwise than the scoring was and the LM knows dropout."""

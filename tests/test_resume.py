@@ -101,6 +101,54 @@ def test_the_newest_two_checkpoints_are_kept(undisturbed):
         "step-000008.pt", "step-000010.pt"]
 
 
+def test_resumed_dpo_learns_from_the_pairs_it_had(given, undisturbed, tmp_path, monkeypatch):
+    """On a GPU, sampling again would give others."""
+    out, argv, log = tmp_path / "dpo", flags("dpo", given, tmp_path / "dpo"), runs.log_step
+    def interrupt(folder, metrics):
+        log(folder, metrics)
+        if metrics["step"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "log_step", interrupt)
+        with pytest.raises(SystemExit):
+            dpo.main(argv)
+    monkeypatch.setattr(dpo, "respond", None)
+    dpo.main(argv + ["--resume"])
+    assert_same_end(out, undisturbed["dpo"])
+
+
+def test_overwrite_leaves_no_old_checkpoint_behind(given, undisturbed, tmp_path, monkeypatch,
+                                                   capsys):
+    """Or else the next --resume would go on from the run that was replaced."""
+    interrupted(given, tmp_path, monkeypatch, at=9)
+    out, argv = interrupted(given, tmp_path, monkeypatch, at=2, more=["--overwrite"])
+    reft_ppo.main(argv + ["--resume"])
+    assert "after step 2" in capsys.readouterr().out
+    assert_same_end(out, undisturbed["reft"])
+
+
+def test_seconds_are_those_of_all_parts(given, tmp_path, monkeypatch):
+    out, argv = interrupted(given, tmp_path, monkeypatch, at=4)
+    path = resume.checkpoints(out)[-1]
+    torch.save(torch.load(path) | {"seconds": 1000.0}, path)
+    reft_ppo.main(argv + ["--resume"])
+    assert 1000 < runs.read_json(out, "result.json")["seconds"] < 1100
+
+
+def test_all_random_generators_go_on():
+    import random
+    import numpy
+    runs.set_seed(3)
+    numpy.random.seed(3)
+    state = resume.random_state()
+    def draw():
+        return [random.random(), random.gauss(0, 1), numpy.random.rand(), torch.rand(1).item()]
+    first = draw()
+    assert draw() != first
+    resume.set_random_state(state)
+    assert draw() == first
+
+
 def test_resume_passes_over_a_broken_checkpoint(given, undisturbed, tmp_path, monkeypatch, capsys):
     """One flipped bit, which PyTorch itself would not notice: the one before it is taken."""
     out, argv = interrupted(given, tmp_path, monkeypatch, at=9)
@@ -125,7 +173,7 @@ def test_resume_stops_where_no_checkpoint_can_be_read(given, tmp_path, monkeypat
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def interrupted(given, tmp_path, monkeypatch, at):
+def interrupted(given, tmp_path, monkeypatch, at, more=()):
     """A run of ReFT that was stopped after step `at`: its folder and its flags."""
     out = tmp_path / "reft"
     argv, log = flags("reft", given, out), runs.log_step
@@ -136,7 +184,7 @@ def interrupted(given, tmp_path, monkeypatch, at):
     with monkeypatch.context() as patched:
         patched.setattr(runs, "log_step", interrupt)
         with pytest.raises(SystemExit):
-            reft_ppo.main(argv)
+            reft_ppo.main([*argv, *more])
     return out, argv
 
 
@@ -171,7 +219,7 @@ def test_a_second_signal_stops_at_once(given, tmp_path, monkeypatch, capsys):
     assert [path.name for path in resume.checkpoints(out)] == ["step-000004.pt"]
 
 
-KILLS = [("sft", 2), ("open", 1), ("rollout", 4), ("saving", 2), ("restore", 1), ("update", 7),
+KILLS = [("sft", 5), ("open", 1), ("rollout", 4), ("saving", 2), ("restore", 1), ("update", 7),
          ("rename", 2), ("logging", 2), ("evaluation", 1), ("model", 1), ("result", 1)]
 
 
@@ -179,7 +227,7 @@ def test_killed_at_any_moment(given, tmp_path, capfd):
     """SIGKILL in the warm-up, a rollout, an update, an evaluation, halfway through a checkpoint, a
     line and a model, before a rename: one run, resumed each time, ends as an undisturbed one."""
     def argv(out):
-        return [f"--model={given['base']}", "--warmup-epochs=2", "--warmup-lr=1e-3",
+        return [f"--model={given['base']}", "--warmup-epochs=6", "--warmup-lr=1e-3",
                 *(flag for flag in flags("reft", given, out) if not flag.startswith("--warmup")),
                 "--save-every=2"]
     reft_ppo.main(argv(tmp_path / "whole" / "reft"))
@@ -279,6 +327,22 @@ def test_a_learning_rate_that_ruins_the_model_stops_the_run(name, words, given, 
     assert f"step {len(done) + (name != 'dpo')}: " in error  # DPO's has a line for step 0
 
 
+def test_dpo_names_the_pair_whose_loss_is_not_finite(given, tmp_path, monkeypatch, capsys):
+    runs.write_lines(tmp_path, "pairs.jsonl", [
+        {"prompt": "Q", "chosen": f"The answer is {i}.", "rejected": f"The answer is {(i + 1) % 13}."}
+        for i in range(13)])
+    logps = dpo.response_logps
+    def poisoned(model, examples):  # chosen in row 3, token 5, and nothing in the reference's pass
+        bad = torch.tensor([torch.is_grad_enabled() and r[0] == 5 for _, r in examples])
+        return logps(model, examples).masked_fill(bad & (torch.arange(len(bad)) < len(bad) // 2),
+                                                  float("nan"))
+    monkeypatch.setattr(dpo, "response_logps", poisoned)
+    with pytest.raises(SystemExit) as stopped:
+        dpo.main(flags("dpo", given, tmp_path / "dpo") + [f"--pairs={tmp_path / 'pairs.jsonl'}"])
+    assert stopped.value.code == 1
+    assert "the loss of training row 3 is nan" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("what, words", [
     ("reward", "the reward of training row"), ("grad", "the gradient's norm is inf"),
     ("logprobs", "ref_logprobs of training row")])
@@ -342,6 +406,21 @@ def test_max_kl_ends_a_steps_updates_early(given, tmp_path):
     assert [m["updates"] for m in all_of_them] == [4, 4, 4]
     assert all(m["approx_kl"] > 1e-6 for m in early)
     assert early[0]["tokens"] < all_of_them[0]["tokens"] / 3
+
+
+def test_max_kl_leaves_one_update_and_no_gradient_behind(given, tmp_path, monkeypatch):
+    """Even where the first minibatch is past it already, by rounding; of the one that is given up
+    nothing is left for the next step."""
+    policies, generate, init = [], reft_ppo.generate_ids, reft_ppo.PolicyWithValue.__init__
+    monkeypatch.setattr(reft_ppo.PolicyWithValue, "__init__",
+                        lambda self, lm: (init(self, lm), policies.append(self))[0])
+    def clean(*args, **kwargs):
+        assert all(p.grad is None for p in policies[0].parameters())
+        return generate(*args, **kwargs)
+    monkeypatch.setattr(reft_ppo, "generate_ids", clean)
+    monkeypatch.setattr(reft_ppo, "approx_kl", lambda log_ratio: torch.tensor(1.0))
+    reft_ppo.main(flags("reft", given, tmp_path / "reft") + ["--steps=2", "--max-kl=0.5"])
+    assert [m["updates"] for m in runs.read_metrics(tmp_path / "reft")] == [1, 1]
 
 
 def test_approx_kl_by_hand():
