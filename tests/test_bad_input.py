@@ -137,7 +137,7 @@ ROWS = [
     ("sft eval", ["--model=headless", *TASK], ["headless", "lack", "no causal LM"]),
     ("sft eval", ["--model=nan", *TASK], ["nan", "not finite"]),
     ("sft eval", ["--model=remote_code", *TASK], ["remote_code", "no model could be loaded"]),
-    ("sft reft dpo eval", ["--model=model", "--task=long"], ["row 2 of the", "tokens", "1024"]),
+    ("sft reft dpo eval", ["--model=model", "--task=long"], ["row 2 of the", "context 1024", "leave it out"]),
     ("sft reft dpo eval", ["--model=model", *TASK, "--max-new-tokens=1020"],
      ["--max-new-tokens 1020", "leaves room for"]),
     ("sft reft dpo eval", ["--max-new-tokens=0"], ["--max-new-tokens", "at least 1"]),
