@@ -29,7 +29,8 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 HOME = Path(__file__).parent
-# Flags that change nothing of what is learned (but for rounding): a run may go on with others.
+# Flags that decide nothing about what is learned, but for rounding and the luck of the samples: a
+# run may go on with others.
 NO_SETTINGS = {"out", "resume", "overwrite", "save_every", "device", "micro_batch_size",
                "gradient_checkpointing", "generate_batch_size"}
 
