@@ -189,7 +189,7 @@ def parse_args(argv=None):
     parser = runs.make_parser(__doc__, out="out/dpo")
     add_warmup_flags(parser)
     flags = parser.add_argument_group("pairs")
-    flags.add_argument("--pairs", default=None,
+    flags.add_argument("--pairs", type=runs.text, default=None,
                        help="a file with prompt, chosen and rejected, or a hub name; without it, "
                        "the warm-up's samples, right against wrong. With --task none, a tenth of "
                        "the pairs stands in for dev and test problems")
@@ -294,7 +294,10 @@ def train(args):
     if not all(encoded):
         runs.stop("there is no pair to learn from, or none to hold out. " + (
             "Try a larger --max-length, or more pairs" if args.pairs else
-            "No question had a right response and a wrong one: try more --warmup-epochs"))
+            "All responses were cut off: try a larger --max-new-tokens"
+            if counts.get("cut_off") == counts.get("responses") else
+            "No question had a right response and a wrong one: try more --warmup-epochs, with an "
+            "--out in another folder"))
 
     # log pi_ref of every response, once: the reference never changes
     at_once = max(1, args.micro_batch_size // 2)  # a pair is two responses
@@ -323,6 +326,9 @@ def train(args):
         optimizer, lambda step: min((step + 1) / max(1, 0.1 * steps), 1 - step / steps))
     run = Run(args, start, [policy, optimizer, schedule], args.batch_size,
               order=list(range(len(pairs))), counts=counts, best=None, best_weights=None)
+    if sorted(run.order) != list(range(len(pairs))):
+        runs.stop(f"--resume: {args.out}/pairs.jsonl has other pairs than the run had; restore it, or "
+                  "begin again with --overwrite")
     if run.best is None:
         if args.pairs is None:
             runs.write_lines(args.out, "pairs.jsonl", texts)

@@ -185,7 +185,7 @@ def maj_at_k(answers, correct, k):
 
 def flags_of(folder):
     """The flags that a finished run was made with; {} for a mere model."""
-    return runs.read_json(folder, "config.json")["flags"] if runs.is_run(folder) else {}
+    return runs.flags_in(folder) if runs.is_run(folder) else {}
 
 
 def accuracy_table(measured, count, careful):
@@ -228,7 +228,7 @@ def cost_of(folder):
     metrics = runs.read_metrics(folder)
     return {name: sum(m.get(name, 0) for m in metrics)
             for name in ["questions", "samples", "tokens", "seconds"]} | {
-        "peak_memory_mb": runs.read_json(folder, "result.json")["peak_memory_mb"]}
+        "peak_memory_mb": runs.read_json(folder, "result.json").get("peak_memory_mb", 0)}
 
 
 def measure(model, tokenizer, problems, flags, args, warmup, generations):
@@ -327,6 +327,10 @@ def compare(args):
     folders = args.runs + [args.model] * bool(args.model)
     if not folders:
         runs.stop("nothing to evaluate; name runs or models: python eval.py out/warmup out/reft")
+    for folder in folders:  # what is wrong is said before anything is measured
+        flags_of(folder), cost_of(folder)
+        if folder.startswith(("./", "../", "/", "out/")) and not Path(folder).exists():
+            runs.stop(f"there is no folder {folder}; name finished runs or models")
     measured = {}
     for i, folder in enumerate(bar := tqdm(folders, unit="run")):
         bar.set_description(folder)

@@ -17,7 +17,8 @@ import packing
 import runs
 from verifier import format_prompt
 
-transformers.utils.logging.disable_progress_bar()  # saving 1 MB needs no bar of its own
+transformers.logging.disable_progress_bar()  # saving 1 MB needs no bar of its own
+transformers.logging.set_verbosity_error()  # the sentences here say it once
 
 
 def load_model(path, device=None, dtype=None):
@@ -31,8 +32,8 @@ def load_model(path, device=None, dtype=None):
     path = str(path)
     if (Path(path) / "model").is_dir():
         path = str(Path(path) / "model")
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # the sentences below say it once
+    elif (Path(path) / "metrics.jsonl").exists():
+        runs.stop(f"{path} is an unfinished run, and has no model yet; finish it with --resume")
     try:
         safely = dict(trust_remote_code=False)  # a stranger's folder is data
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **safely)
@@ -42,8 +43,6 @@ def load_model(path, device=None, dtype=None):
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         runs.stop(f"{path}: no model could be loaded ({reason}); give a run's folder, a hub name, "
                   "or a folder with config.json, model.safetensors and a tokenizer")
-    finally:
-        transformers.logging.set_verbosity(verbosity)
     if info["missing_keys"]:
         runs.stop(f"{path}: its weights lack {min(info['missing_keys'])}, so it is no causal LM; "
                   "choose another --model")

@@ -393,7 +393,7 @@ def train(args):
                                          **evaluation_flags(args))
             if metrics["dev_accuracy"] > run.best:
                 run.best, run.best_weights = metrics["dev_accuracy"], runs.weights_of(lm)
-            for i in range(2):
+            for i in range(min(2, len(prompts))):
                 prompt = tokenizer.decode(prompts[i], skip_special_tokens=True)
                 tqdm.write(f"\nstep {step}: score {scores[i]:.1f}, KL {kl[i]:.2f} nats, answer "
                            f"{answers[i]}\n{prompt}{texts[i]}")

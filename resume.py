@@ -44,6 +44,8 @@ class Run:
         self.args, self.out, self.start, self.parts = args, args.out, start, parts
         self.step, self.kept, self.random = 0, list(kept), None
         vars(self).update(kept)
+        runs.make_folder(args.out)
+        runs.lock(args.out)
         if args.resume:
             self.restore()
         if self.random is None:
@@ -67,7 +69,12 @@ class Run:
             self.step, self.random = saved["step"], saved["random"]
             self.start -= saved["seconds"]
             vars(self).update(values)
-            kept = [m for m in runs.read_metrics(self.out) if m["step"] <= self.step]
+            there = (Path(self.out) / "metrics.jsonl").exists()
+            kept = [m for m in (runs.read_metrics(self.out) if there else [])
+                    if m["step"] <= self.step]
+            if [m["step"] for m in kept if m["step"]] != list(range(1, self.step + 1)):
+                runs.stop(f"--resume: {self.out}/metrics.jsonl does not hold each step up to "
+                          f"{self.step} once; restore it, or begin again with --overwrite")
             runs.write_lines(self.out, "metrics.jsonl", kept)
             for path in broken:
                 runs.warn(f"{path} is broken, and passed over")
@@ -111,6 +118,7 @@ class Run:
                 old.unlink()
         except (OSError, RuntimeError) as error:  # PyTorch makes a RuntimeError of the disk's
             free = shutil.disk_usage(self.out).free // 2**20
+            error = error.__context__ if isinstance(error.__context__, OSError) else error
             reason = getattr(error, "strerror", None) or f"the disk has {free:,} MB left"
             self.stop(f"{path} could not be written ({reason}). Mend that and go on with --resume")
 
@@ -150,8 +158,9 @@ class Run:
 
 def checkpoints(out):
     """The checkpoints in a run's folder, the newest last."""
-    return sorted((Path(out) / "checkpoint").glob("step-*.pt"),
-                  key=lambda path: int(path.stem.partition("-")[2]))
+    paths = (Path(out) / "checkpoint").glob("step-*.pt")
+    return sorted((path for path in paths if path.stem[5:].isdecimal()),
+                  key=lambda path: int(path.stem[5:]))
 
 
 @contextlib.contextmanager
@@ -166,7 +175,9 @@ def caught_signals():
         tqdm.write("stopping after this step; again to stop at once", file=sys.stderr)
 
     try:
-        usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+        usual = {number: signal.signal(number, note) for number in numbers
+                 if signal.getsignal(number) != signal.SIG_IGN}  # as nohup asks
     except ValueError:  # signals belong to the main thread alone
         usual = {}
     try:

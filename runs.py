@@ -13,8 +13,8 @@ import argparse
 import contextlib
 import difflib
 import functools
+import hashlib
 import json
-import math
 import os
 import platform
 import random
@@ -59,10 +59,14 @@ def load_dataset(*args, **kwargs):
 def read_rows(file: str):
     """The rows of a .jsonl or .json file as a datasets.Dataset; stops with the line that is broken."""
     try:
+        text = Path(file).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        line = error.object[:error.start].count(b"\n") + 1
+        stop(f"line {line} of {file} is not UTF-8: save the file as UTF-8")
+    try:
         return load_dataset("json", data_files=str(file), split="train")
     except Exception as error:  # each reader raises its own kinds
-        text = Path(file).read_text(errors="replace")
-        if not text.strip():
+        if text.strip() in ("", "[]", "{}"):
             stop(f"{file} is empty: it takes one row a line, as JSON")
         for number, part in enumerate(text.split("\n") if str(file).endswith("l") else [text]):
             try:
@@ -76,11 +80,11 @@ def read_rows(file: str):
 
 def guarded(train, args):
     """Run train(args); what may go wrong in any run ends in one sentence instead of a traceback."""
-    go_on = "the same command with --resume goes on from the last checkpoint, where there is one"
+    go_on, locks = "the same command with --resume goes on from the last checkpoint", len(_locks)
     try:
         train(args)
     except KeyboardInterrupt:
-        tqdm.write(f"interrupted; {go_on}", file=sys.stderr)
+        tqdm.write("interrupted" + f"; {go_on}" * hasattr(args, "resume"), file=sys.stderr)
         raise SystemExit(130)
     except (MemoryError, RuntimeError) as error:  # PyTorch's own are RuntimeErrors
         if not (isinstance(error, (MemoryError, torch.OutOfMemoryError))
@@ -93,8 +97,31 @@ def guarded(train, args):
         stop(f"out of memory. Try, in this order, {', '.join(advice)}. But for --max-new-tokens and "
              f"--dtype, {go_on}", code=1)
     except OSError as error:
-        stop(f"{error.filename or args.out}: {error.strerror or error}. Nothing that was there "
-             f"is lost: mend that, and {go_on}", code=1)
+        begun = hasattr(args, "resume") and is_begun(args.out)
+        stop(f"{error.filename or args.out}: {error.strerror or error}" + (
+            f". Nothing that was there is lost: mend that, and {go_on}" if begun else
+            "; mend that, or name another"), code=1 if begun else 2)
+    finally:
+        while len(_locks) > locks:
+            os.close(_locks.pop())
+
+
+_locks = []  # open folders
+
+
+def lock(out: str):
+    """Keep other processes from writing `out` until `guarded` is left. Killed, it is free again."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    _locks.append(os.open(out, os.O_RDONLY))
+    try:
+        fcntl.flock(_locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stop(f"--out {out}: another process is writing there; wait for it, or choose another folder")
+    except OSError:  # a file system that knows no locks
+        pass
 
 
 class Parser(argparse.ArgumentParser):
@@ -118,6 +145,13 @@ class Parser(argparse.ArgumentParser):
         stop(message.removeprefix("argument "))
 
 
+def text(value):
+    """An argparse type: a text that is not empty, as a shell variable that is not set would be."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("is empty: give a name, or leave the flag out")
+    return value
+
+
 def number(kind, low=None, high=None, above=None):
     """An argparse type: a finite number of `kind` within [low, high] and greater than `above`."""
     def parse(text):
@@ -127,7 +161,7 @@ def number(kind, low=None, high=None, above=None):
             value = None
         bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
         bounds += [f"greater than {above}"] * (above is not None)
-        if (value is None or not math.isfinite(value) or (low is not None and value < low)
+        if (value is None or not abs(value) < 1e38 or (low is not None and value < low)
                 or (high is not None and value > high) or (above is not None and value <= above)):
             raise argparse.ArgumentTypeError(
                 f"has to be {'a whole number' if kind is int else 'a number'} "
@@ -147,9 +181,9 @@ def make_parser(description: str, out: str, trains=True) -> Parser:
     """A parser with the flags that mean the same in every script. trains: and in all that train."""
     parser = Parser(description=description)
     flags = parser.add_argument_group("the run")
-    flags.add_argument("--model", default=str(HOME / "data" / "base_model"),
+    flags.add_argument("--model", type=text, default=str(HOME / "data" / "base_model"),
                        help="a Hugging Face folder or hub name, the model before any training here")
-    flags.add_argument("--task", default="word_problems",
+    flags.add_argument("--task", type=text, default="word_problems",
                        help="word_problems, the embedded one; from the hub gsm8k (openai/gsm8k), "
                        "svamp (ChilleD/SVAMP) or mathqa (regisss/math_qa, multiple choice); a "
                        ".jsonl or .json file, or a folder of train, dev and test.jsonl")
@@ -163,7 +197,7 @@ def make_parser(description: str, out: str, trains=True) -> Parser:
                        help="the same seed gives the same numbers on the same CPU")
     flags.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
                        help="auto takes cuda, else mps, else cpu")
-    flags.add_argument("--out", default=out, help="the folder this run writes")
+    flags.add_argument("--out", type=text, default=out, help="the folder this run writes")
     if trains:
         flags.add_argument("--save-every", type=number(int, 1), default=20,
                            help="steps between checkpoints; one more at Ctrl-C and SIGTERM")
@@ -189,7 +223,7 @@ def make_parser(description: str, out: str, trains=True) -> Parser:
 
 def shared_defaults() -> dict:
     """The flags of every script that trains, and their defaults; but for those of one run alone."""
-    usual = vars(make_parser("", out="").parse_args([]))
+    usual = vars(make_parser("", out="out").parse_args([]))
     return {name: value for name, value in usual.items()
             if name not in ("out", "resume", "overwrite")}
 
@@ -233,31 +267,38 @@ def set_seed(seed: int):
     torch.manual_seed(seed)
 
 
+WRITTEN = ["model", "checkpoint", "metrics.jsonl", "result.json", "pairs.jsonl"]  # into --out
+
+
 def claim(flags: dict):
     """Stop where a run with these flags may not write its --out: another run is there, or there is
     none to resume. Nothing is written."""
     out = Path(flags["out"])
-    for name in ["model", "warmup"]:
-        if flags.get(name) and Path(flags[name]).resolve() == out.resolve():
-            stop(f"--out {out}: --{name} is there, and would be overwritten; choose another folder")
-    there = next(path for path in [out, *out.resolve().parents] if path.exists())
+    try:
+        ours = {out.resolve(), *(out.resolve() / name for name in WRITTEN)}
+        there = next(path for path in [out, *out.resolve().parents] if path.exists())
+    except (OSError, RuntimeError, ValueError) as error:  # a link to itself, too long, no name
+        stop(f"--out {out}: is no folder's name ({error}); choose another")
+    for name in SOURCES:
+        if flags.get(name) and not ours.isdisjoint([Path(flags[name]).resolve()]) and (
+                name != "task" or not Path(flags[name]).is_dir()):
+            if not (flags["resume"] or name == "pairs" and flags.get("task") != "none"):
+                stop(f"--out {out}: --{name} is there, and would be overwritten; choose another "
+                     "folder")
     if not there.is_dir() or not os.access(there, os.W_OK):
         stop(f"--out {out}: cannot write there; choose another folder")
     if flags["overwrite"]:
         return
     if not (out / "config.json").exists():
+        found = [name for name in WRITTEN if (out / name).exists()]
+        if found:
+            stop(f"--out {out} holds {found[0]} and no config.json that says what run it is of; "
+                 "choose another folder, or add --overwrite to replace it")
         if flags["resume"]:
             stop(f"--resume: there is no run in {out}; leave --resume out, or name its folder with "
                  "--out")
         return
-    try:
-        there = settings(read_json(out, "config.json")["flags"])
-    except (OSError, ValueError, KeyError, TypeError):
-        stop(f"--out {out} holds a config.json that no run of this code wrote; choose another "
-             "folder, or add --overwrite")
-    here = settings(flags)
-    other = [f"{as_flag(name)} is {there.get(name)} there and {here.get(name)} here"
-             for name in {**there, **here} if there.get(name) != here.get(name)]
+    other = differences(out, flags)
     if other:
         stop(f"--out {out} holds a run with other settings: {', '.join(other[:3])}"
              f"{', ...' * (len(other) > 3)}; " + (
@@ -266,9 +307,49 @@ def claim(flags: dict):
     if flags["resume"] and is_run(out):
         print(f"{out} is finished already, nothing of it is left to resume")
         raise SystemExit(0)
-    if not flags["resume"] and not is_run(out) and any(out.glob("checkpoint/*.pt")):
+    if not flags["resume"] and is_run(out):
+        stop(f"--out {out} holds a finished run with these settings: add --overwrite to make it "
+             "again, or choose another folder")
+    if not flags["resume"] and any(out.glob("checkpoint/*.pt")):
         stop(f"--out {out} holds an unfinished run with these settings: add --resume to go on with "
              "it, or --overwrite to begin again")
+
+
+def differences(out: str, flags: dict) -> list[str]:
+    """What the run in `out` was made with that is other than these flags, in words."""
+    there, here = settings(flags_in(out)), settings(flags)
+    was, now = read_json(out, "config.json").get("sources", {}), sources(flags)
+    return [f"{as_flag(name)} {here[name]} has another content than it had" if name in both else
+            f"{as_flag(name)} is {there.get(name)} there and {here.get(name)} here"
+            for both in [was.keys() & now.keys()] for name in {**there, **here}
+            if (was[name] != now[name] if name in both else there.get(name) != here.get(name))]
+
+
+SOURCES = ["model", "warmup", "task", "pairs"]  # flags that may name files
+
+
+def sources(flags: dict) -> dict:
+    """{flag: a hash of the files that it names}, so that a file may move, but not change."""
+    found = {}
+    for name in SOURCES:
+        path = Path(flags.get(name) or HOME / "none")
+        path = path / "model" if name in ("model", "warmup") and (path / "model").is_dir() else path
+        if path.is_dir():
+            files = sorted(file for file in path.glob("*.*") if file.is_file() and (
+                name != "task" or file.stem in ("train", "dev", "test")))
+        else:
+            files = [path] if path.is_file() else []
+        digest = hashlib.sha256()
+        for file in files:
+            size = file.stat().st_size
+            digest.update(f"{size} ".encode())
+            with open(file, "rb") as data:
+                for at in range(0, size, max(2**20, size // 16)):  # of a large file, 16 parts
+                    data.seek(at)
+                    digest.update(data.read(2**20))
+        if files:
+            found[name] = digest.hexdigest()
+    return found
 
 
 def settings(flags: dict) -> dict:
@@ -297,7 +378,7 @@ def open_run(out: str, flags: dict, effective_batch: int | None = None):
         for name in ["model", "checkpoint"]:
             shutil.rmtree(Path(out) / name, ignore_errors=True)
         write_json(out, "config.json", {
-            "flags": flags, "effective_batch": effective_batch, "git_commit": git_commit(),
+            "flags": flags, "sources": sources(flags), "effective_batch": effective_batch, "git_commit": git_commit(),
             "python": platform.python_version(), "torch": torch.__version__,
             "transformers": transformers.__version__, "datasets": datasets.__version__,
             "threads": torch.get_num_threads()})
@@ -326,18 +407,26 @@ def is_begun(folder: str) -> bool:
 
 
 def finished_with(out: str, flags: dict) -> bool:
-    """Whether `out` holds a finished run of these settings, its files unchanged since."""
-    if not is_run(out):
-        return False
-    made = (Path(out) / "config.json").stat().st_mtime
-    sources = [Path(str(flags[name])) for name in ["model", "task"] if name in flags]
-    changed = [file for source in sources for file in [source, *source.glob("*")]
-               if file.exists() and file.stat().st_mtime > made]
-    return not changed and settings(read_json(out, "config.json")["flags"]) == settings(flags)
+    """Whether `out` holds a finished run of these settings, on the same files."""
+    return is_run(out) and not differences(out, flags)
+
+
+def flags_in(out: str) -> dict:
+    """The flags that the run in `out` was made with."""
+    flags = read_json(out, "config.json").get("flags")
+    if not isinstance(flags, dict):
+        stop(f"{out}/config.json is not a run's; choose another folder")
+    return flags
 
 
 def read_json(out: str, name: str) -> dict:
-    return json.loads((Path(out) / name).read_text())
+    try:
+        content = json.loads((Path(out) / name).read_text())
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
+        stop(f"{out}/{name} is broken ({error}): restore it, or make that run again")
+    return content
 
 
 def write_text(out: str, name: str, text: str):
@@ -380,11 +469,14 @@ def log_step(out: str, metrics: dict):
 
 def read_metrics(out: str) -> list[dict]:
     """The steps of a run; a last line that was not written to its end is none."""
-    *lines, _ = (Path(out) / "metrics.jsonl").read_text().split("\n")
     try:
-        return [json.loads(line) for line in lines]
+        *lines, _ = (Path(out) / "metrics.jsonl").read_text().split("\n")
+        metrics = [json.loads(line) for line in lines]
+        if not all(isinstance(m, dict) and isinstance(m.get("step"), int) for m in metrics):
+            raise ValueError("a line without a step")
     except ValueError as error:
-        stop(f"{out}/metrics.jsonl is broken ({error}): mend that line, or run again")
+        stop(f"{out}/metrics.jsonl is broken ({error}): restore it, or make that run again")
+    return metrics
 
 
 def weights_of(model) -> dict:

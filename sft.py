@@ -150,7 +150,7 @@ def main(argv=None):
 
 def add_warmup_flags(parser):
     flags = parser.add_argument_group("warm-up")
-    flags.add_argument("--warmup", default=None,
+    flags.add_argument("--warmup", type=runs.text, default=None,
                        help="a model to start from; without it, sft.py makes one in the folder "
                        "`warmup` beside --out, or it is reused if made with the same settings")
     flags.add_argument("--warmup-epochs", type=runs.number(int, 1), default=5,
@@ -184,6 +184,11 @@ def warm_up(args) -> str:
     if runs.finished_with(folder, vars(parse_args(argv))):
         print(f"warm-up: reusing {folder}, made with the same settings")
     else:
+        if not args.overwrite and runs.is_run(folder):
+            runs.stop(f"the warm-up beside --out, {folder}, has other settings: "
+                      f"{', '.join(runs.differences(folder, vars(parse_args(argv)))[:3])}. Choose an "
+                      "--out in another folder, or add --overwrite, also of the warm-up of all runs "
+                      "there")
         print(f"warm-up: SFT for {args.warmup_epochs} epochs, in {folder}")
         main(argv + ["--overwrite"] * args.overwrite
              + ["--resume"] * (args.resume and runs.is_begun(folder)))

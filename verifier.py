@@ -150,6 +150,9 @@ def to_problem(row, where):
     for name in row.keys() & {"question", "cot", "program", "answer_cot"}:
         if not isinstance(row[name], str | None):
             stop(f"{where}: its {name} is {row[name]!r:.40}, and has to be a text")
+    for name in row.keys() & {"answer", "answer_value"}:
+        if isinstance(row[name], list | dict):
+            stop(f"{where}: its {name} is {row[name]!r:.40}, and has to be a number or a letter")
     row = {name: "" if value is None else str(value).strip() for name, value in row.items()}
     if {"Problem", "options", "correct", "Rationale"} <= row.keys():  # MathQA on the hub
         question, answer = f"{row['Problem']}\n{row['options']}", row["correct"]

@@ -34,7 +34,7 @@ def mistakes(tmp_path_factory):
     """A folder with a good task and model, and what is wrong with others; finished and broken runs."""
     here = tmp_path_factory.mktemp("mistakes")
     def write(name, text):
-        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(text)
     for split in ["train", "dev", "test"]:
         write(f"task/{split}.jsonl", lines(*(GOOD | {"question": f"{split} {i}?"} for i in range(6))))
@@ -96,6 +96,14 @@ def mistakes(tmp_path_factory):
         (here / name / "checkpoint").mkdir()
         write(f"{name}/checkpoint/step-000020.pt", "broken")
     write("finished/result.json", "{}")
+    write("finished/metrics.jsonl", "5\n")
+    shutil.copytree(here / "finished", here / "half_config")
+    write("half_config/config.json", '{"flags": ')
+    write("unfinished/metrics.jsonl", "")
+    write("strangers/model/mine.bin", "years of work")
+    shutil.copytree(here / "model", here / "based" / "model")
+    (here / "latin1.jsonl").write_bytes((lines(GOOD) + '{"question": "Ren\u00e9?"').encode("latin1"))
+    write("as_metrics/metrics.jsonl", lines(*(GOOD | {"question": f"{i}?"} for i in range(9))))
     write("generations.jsonl", '{"score": 1}\n')
     return here
 
@@ -187,6 +195,18 @@ ROWS = [
     ("sft reft dpo", [*SMALL, "--out=a_file/run"], ["a_file", "choose another folder"]),
     ("sft reft dpo", [*SMALL, "--out=a_file"], ["a_file", "choose another"]),
     ("sft", [*SMALL, "--out=model"], ["--model is there", "choose another folder"]),
+    ("sft reft dpo", [*SMALL, "--out="], ["--out", "is empty"]),
+    ("sft dpo", [*SMALL, "--out=strangers"], ["strangers holds model", "--overwrite"]),
+    ("sft dpo", [*SMALL, "--out=strangers", "--resume"], ["strangers holds model", "config.json"]),
+    ("sft", [*TASK, "--model=based/model", "--out=based", "--overwrite"],
+     ["--model is there", "choose another folder"]),
+    ("reft dpo", [*TASK, "--warmup=based", "--out=based", "--overwrite"],
+     ["--warmup is there", "choose another folder"]),
+    ("sft", ["--task=as_metrics/metrics.jsonl", "--model=model", "--out=as_metrics", "--overwrite"],
+     ["--task is there", "choose another folder"]),
+    ("sft reft dpo", ["--task=latin1.jsonl"], ["line 2 of latin1.jsonl", "UTF-8"]),
+    ("reft", [*SMALL, "--warmup=model", "--out=finished"],
+     ["a finished run with these settings", "--overwrite"]),
     ("sft reft dpo", ["--resume"], ["--resume", "no run in out/", "leave --resume out"]),
     ("sft reft dpo", ["--resume", "--overwrite"], ["--overwrite", "not allowed with", "--resume"]),
     ("reft", [*SMALL, "--warmup=model", "--out=unfinished", "--resume", "--lr=0.1"],
@@ -201,6 +221,10 @@ ROWS = [
                                              "choose another folder"]),
     ("eval", [], ["nothing to evaluate", "python eval.py"]),
     ("eval", ["model", *TASK, "--out=finished"], ["finished holds a run", "choose another"]),
+    ("eval", ["model", "finished", *TASK], ["finished/metrics.jsonl is broken", "run again"]),
+    ("eval", ["half_config", *TASK], ["half_config/config.json is broken", "run again"]),
+    ("eval", ["unfinished", *TASK], ["unfinished is an unfinished run", "--resume"]),
+    ("eval", ["model", "./nope", *TASK], ["there is no folder ./nope"]),
     ("eval", ["model", *TASK, "--samples=-1"], ["--samples", "at least 0"]),
     ("eval", ["model", *TASK, "--split=validation"], ["--split", "validation", "dev"]),
     ("eval", ["--rescore=missing.jsonl"], ["missing.jsonl", "generations"]),

@@ -352,12 +352,11 @@ def test_main_reuses_a_warmup_only_if_made_with_the_same_settings(tmp_path, caps
     def run(*more):
         reft_ppo.main([f"--model={model}", "--limit=8", "--warmup-epochs=1", "--steps=1",
                        "--batch-size=4", "--max-new-tokens=4", "--device=cpu",
-                       f"--out={tmp_path / 'reft'}", *more])
+                       f"--out={tmp_path / 'reft'}", "--overwrite", *more])
         return "reusing" in capsys.readouterr().out
-    other = ["--seed=1", "--overwrite"]
-    assert [run(), run(), run(*other), run(*other), run(*other, "--cot=program"),
-            run(*other, "--cot=program", "--warmup-lr=0.1"),
-            run(*other, "--cot=program", "--warmup-lr=0.1", "--micro-batch-size=2")] == [
+    assert [run(), run(), run("--seed=1"), run("--seed=1"), run("--seed=1", "--cot=program"),
+            run("--seed=1", "--cot=program", "--warmup-lr=0.1"),
+            run("--seed=1", "--cot=program", "--warmup-lr=0.1", "--micro-batch-size=2")] == [
         False, True, False, True, False, False, True]
 
 

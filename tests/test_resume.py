@@ -1,13 +1,15 @@
+import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import dpo
 import reft_ppo
@@ -115,6 +117,55 @@ def test_resumed_dpo_learns_from_the_pairs_it_had(given, undisturbed, tmp_path, 
     monkeypatch.setattr(dpo, "respond", None)
     dpo.main(argv + ["--resume"])
     assert_same_end(out, undisturbed["dpo"])
+
+
+def test_a_run_that_was_moved_goes_on(given, undisturbed, tmp_path, monkeypatch):
+    """Its warm-up beside it, as where a notebook's folder is restored elsewhere."""
+    shutil.copytree(given["answers"], tmp_path / "a" / "start")
+    out, argv = interrupted(given, tmp_path / "a", monkeypatch, at=5,
+                            more=[f"--warmup={tmp_path / 'a' / 'start'}"])
+    (tmp_path / "a").rename(tmp_path / "b")
+    reft_ppo.main([*argv, f"--warmup={tmp_path / 'b' / 'start'}", f"--out={tmp_path / 'b' / 'reft'}",
+                   "--resume"])
+    assert_same_end(tmp_path / "b" / "reft", undisturbed["reft"])
+
+
+@pytest.mark.parametrize("what, words", [
+    ("task", "--task"), ("warmup", "--warmup"), ("metrics", "does not hold each step up to 9"),
+    ("lock", "another process is writing there")])
+def test_resume_refuses_what_it_cannot_go_on_with(what, words, given, tmp_path, monkeypatch, capsys):
+    """Another task file, another model, a metrics.jsonl with a gap; and a run that is under way."""
+    shutil.copytree(given["answers"], tmp_path / "start")
+    shutil.copytree(given["task"], tmp_path / "task", ignore=shutil.ignore_patterns("base", "ans*"))
+    out, argv = interrupted(given, tmp_path, monkeypatch, at=9, more=[
+        f"--warmup={tmp_path / 'start'}", f"--task={tmp_path / 'task'}"])
+    argv += [f"--warmup={tmp_path / 'start'}", f"--task={tmp_path / 'task'}", "--resume"]
+    if what == "task":
+        rows = (tmp_path / "task" / "train.jsonl").read_text().splitlines(True)
+        (tmp_path / "task" / "train.jsonl").write_text("".join(rows[:10]))
+    elif what == "warmup":
+        weights = load_file(tmp_path / "start" / "model.safetensors")
+        save_file({name: 1.01 * x for name, x in weights.items()},
+                  tmp_path / "start" / "model.safetensors", {"format": "pt"})
+    elif what == "metrics":
+        lines = (out / "metrics.jsonl").read_text().splitlines(True)
+        (out / "metrics.jsonl").write_text("".join(lines[:3] + lines[4:]))
+    else:
+        handle = os.open(out, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main(argv)
+    assert stopped.value.code == 2 and words in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    if what == "lock":
+        os.close(handle)
+        reft_ppo.main(argv)
+
+
+def test_one_question_a_step(given, tmp_path):
+    reft_ppo.main(flags("reft", given, tmp_path / "reft") + ["--batch-size=1", "--minibatch-size=1"])
+    assert len(runs.read_metrics(tmp_path / "reft")) == 10
 
 
 def test_overwrite_leaves_no_old_checkpoint_behind(given, undisturbed, tmp_path, monkeypatch,

@@ -1,7 +1,6 @@
 import argparse
 import json
 import os
-import time
 
 import pytest
 
@@ -23,13 +22,16 @@ def test_finished_with_needs_a_result_and_the_same_flags(tmp_path):
     assert finished_with(tmp_path / "run", {"seed": 0})
     assert not finished_with(tmp_path / "run", {"seed": 1})
     assert not finished_with(tmp_path / "none", {"seed": 0})
-    later = time.time() + 60
     (tmp_path / "data.jsonl").write_text("")
     flags = {"task": str(tmp_path / "data.jsonl")}
     open_run(tmp_path / "on_data", flags)
     write_json(tmp_path / "on_data", "result.json", {})
     assert finished_with(tmp_path / "on_data", flags)
-    os.utime(tmp_path / "data.jsonl", (later, later))  # edited since
+    os.utime(tmp_path / "data.jsonl", (0, 0))  # copied since
+    assert finished_with(tmp_path / "on_data", flags)
+    (tmp_path / "data.jsonl").rename(tmp_path / "moved.jsonl")
+    assert finished_with(tmp_path / "on_data", {"task": str(tmp_path / "moved.jsonl")})
+    (tmp_path / "data.jsonl").write_text("{}")  # edited since
     assert not finished_with(tmp_path / "on_data", flags)
     open_run(tmp_path / "run", {"seed": 0})  # begun again: its old result no longer counts
     assert not finished_with(tmp_path / "run", {"seed": 0})
