@@ -275,16 +275,14 @@ def claim(flags: dict):
     none to resume. Nothing is written."""
     out = Path(flags["out"])
     try:
-        ours = {out.resolve(), *(out.resolve() / name for name in WRITTEN)}
+        replaced = {out.resolve() / name for name in WRITTEN if name != "pairs.jsonl"}
         there = next(path for path in [out, *out.resolve().parents] if path.exists())
     except (OSError, RuntimeError, ValueError) as error:  # a link to itself, too long, no name
         stop(f"--out {out}: is no folder's name ({error}); choose another")
     for name in SOURCES:
-        if flags.get(name) and not ours.isdisjoint([Path(flags[name]).resolve()]) and (
-                name != "task" or not Path(flags[name]).is_dir()):
-            if not (flags["resume"] or name == "pairs" and flags.get("task") != "none"):
-                stop(f"--out {out}: --{name} is there, and would be overwritten; choose another "
-                     "folder")
+        source = Path(flags.get(name) or HOME).resolve()
+        if source in replaced or (name in ("model", "warmup") and source == out.resolve()):
+            stop(f"--out {out}: --{name} is there, and would be overwritten; choose another folder")
     if not there.is_dir() or not os.access(there, os.W_OK):
         stop(f"--out {out}: cannot write there; choose another folder")
     if flags["overwrite"]:
@@ -319,10 +317,14 @@ def differences(out: str, flags: dict) -> list[str]:
     """What the run in `out` was made with that is other than these flags, in words."""
     there, here = settings(flags_in(out)), settings(flags)
     was, now = read_json(out, "config.json").get("sources", {}), sources(flags)
-    return [f"{as_flag(name)} {here[name]} has another content than it had" if name in both else
-            f"{as_flag(name)} is {there.get(name)} there and {here.get(name)} here"
-            for both in [was.keys() & now.keys()] for name in {**there, **here}
-            if (was[name] != now[name] if name in both else there.get(name) != here.get(name))]
+    found = []
+    for name in {**there, **here}:
+        if name in was and name in now:
+            if was[name] != now[name]:
+                found.append(f"{as_flag(name)} {here[name]} has another content than it had")
+        elif there.get(name) != here.get(name):
+            found.append(f"{as_flag(name)} is {there.get(name)} there and {here.get(name)} here")
+    return found
 
 
 SOURCES = ["model", "warmup", "task", "pairs"]  # flags that may name files
