@@ -327,8 +327,8 @@ def train(args):
     run = Run(args, start, [policy, optimizer, schedule], args.batch_size,
               order=list(range(len(pairs))), counts=counts, best=None, best_weights=None)
     if sorted(run.order) != list(range(len(pairs))):
-        runs.stop(f"--resume: {args.out}/pairs.jsonl has other pairs than the run had; restore it, or "
-                  "begin again with --overwrite")
+        runs.stop(f"--resume: {args.out}/pairs.jsonl has other pairs than the run had; restore it, "
+                  "or begin again with --overwrite")
     if run.best is None:
         if args.pairs is None:
             runs.write_lines(args.out, "pairs.jsonl", texts)

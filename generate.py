@@ -38,7 +38,8 @@ def load_model(path, device=None, dtype=None):
         safely = dict(trust_remote_code=False)  # a stranger's folder is data
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **safely)
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype or "float32", use_safetensors=True, output_loading_info=True, **safely)
+            path, dtype=dtype or "float32", use_safetensors=True, output_loading_info=True,
+            **safely)
     except Exception as error:  # each part of the loader raises its own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         runs.stop(f"{path}: no model could be loaded ({reason}); give a run's folder, a hub name, "
@@ -56,8 +57,8 @@ def load_model(path, device=None, dtype=None):
     ids = {i for i in tokenizer.get_vocab().values() if i not in added or not added[i].special}
     highest = max(ids | {tokenizer.eos_token_id})
     if highest >= embedded:
-        runs.stop(f"{path}: its tokenizer has ids up to {highest}, its model embeds {embedded}; take "
-                  "the tokenizer that belongs to the model, or resize the model's embeddings")
+        runs.stop(f"{path}: its tokenizer has ids up to {highest}, its model embeds {embedded}; "
+                  "take the tokenizer that belongs to the model, or resize the model's embeddings")
     broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     if broken:
         runs.stop(f"{path}: {broken[0]} holds numbers that are not finite; the file is broken, or "
@@ -119,15 +120,15 @@ def check_room(model, tokenizer, splits, cot, max_new_tokens, examples=()):
         longest, row = max((len(prompt), row) for row, prompt in enumerate(prompts, 1))
         where = f"the prompt of row {row} of the {name} split has {longest} tokens"
         if longest >= context:
-            runs.stop(f"{where}, and the model's context {context}: leave it out, or choose another "
-                      "--model")
+            runs.stop(f"{where}, and the model's context {context}: leave it out, or choose "
+                      "another --model")
         if longest + max_new_tokens > context:
             runs.stop(f"--max-new-tokens {max_new_tokens}: {where}, which leaves room for "
                       f"{context - longest} in the model's context of {context}; give at most that")
     for row, (prompt, response) in enumerate(examples, 1):
         if len(prompt) + len(response) > context:
-            runs.stop(f"row {row} of the {next(iter(splits))} split has {len(prompt)} tokens in its "
-                      f"prompt and {len(response)} in its solution, and the model's context "
+            runs.stop(f"row {row} of the {next(iter(splits))} split has {len(prompt)} tokens in "
+                      f"its prompt and {len(response)} in its solution, and the model's context "
                       f"{context}: leave it out, or choose another --model")
 
 

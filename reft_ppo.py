@@ -228,7 +228,7 @@ def parse_args(argv=None):
         args.minibatch_size = min(128, args.batch_size)
     if args.minibatch_size > args.batch_size:
         parser.error(f"--minibatch-size {args.minibatch_size} is larger than --batch-size "
-                     f"{args.batch_size}: an update learns from a part of the rollout, or all of it")
+                     f"{args.batch_size}: an update learns from a part of the rollout, or from all")
     return args
 
 

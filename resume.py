@@ -81,8 +81,8 @@ class Run:
             print(f"resuming {self.out} after step {self.step}")
             return
         if broken:
-            runs.stop(f"--resume: {' and '.join(broken)} cannot be read, and no other checkpoint is "
-                      "there; --overwrite begins the run again")
+            runs.stop(f"--resume: {' and '.join(broken)} cannot be read, and no other checkpoint "
+                      "is there; --overwrite begins the run again")
         print(f"resuming {self.out}: it has no checkpoint yet, and begins again")
 
     def steps(self, total):
@@ -147,13 +147,13 @@ class Run:
             cause = f"Probably --lr {self.args.lr:g} is too high: try a tenth of it"
         if self.args.dtype != "float32":
             cause += ", or --dtype float32"
-        self.stop(f"{self.out}, step {self.step + 1}: {what}{row} is {values[place].item()}. {cause}. "
-                  "The weights are as they were before this update")
+        self.stop(f"{self.out}, step {self.step + 1}: {what}{row} is {values[place].item()}. "
+                  f"{cause}. The weights are as they were before this update")
 
     def stop(self, message):
-        last = checkpoints(self.out)[-1:]
-        runs.stop(f"{message}; " + (f"{last[0]} is whole" if last else "there is no checkpoint yet"),
-                  code=1)
+        *_, last = ["there is no checkpoint yet"] + [
+            f"{path} is whole" for path in checkpoints(self.out)]
+        runs.stop(f"{message}; {last}", code=1)
 
 
 def checkpoints(out):

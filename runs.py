@@ -57,7 +57,7 @@ def load_dataset(*args, **kwargs):
 
 
 def read_rows(file: str):
-    """The rows of a .jsonl or .json file as a datasets.Dataset; stops with the line that is broken."""
+    """The rows of a .jsonl or .json file as a datasets.Dataset; stops with the broken line."""
     try:
         text = Path(file).read_bytes().decode()
     except UnicodeDecodeError as error:
@@ -91,11 +91,12 @@ def guarded(train, args):
                 or "can't allocate memory" in str(error)):
             raise
         order = {"micro_batch_size": "a smaller", "generate_batch_size": "in sampling a smaller",
-                 "max_new_tokens": "a smaller", "gradient_checkpointing": "", "dtype": "bfloat16 as"}
+                 "max_new_tokens": "a smaller", "gradient_checkpointing": "",
+                 "dtype": "bfloat16 as"}
         advice = [f"{how} {as_flag(name)} (now {getattr(args, name)})".strip()
                   for name, how in order.items() if hasattr(args, name)]
-        stop(f"out of memory. Try, in this order, {', '.join(advice)}. But for --max-new-tokens and "
-             f"--dtype, {go_on}", code=1)
+        stop(f"out of memory. Try, in this order, {', '.join(advice)}. But for --max-new-tokens "
+             f"and --dtype, {go_on}", code=1)
     except OSError as error:
         begun = hasattr(args, "resume") and is_begun(args.out)
         stop(f"{error.filename or args.out}: {error.strerror or error}" + (
@@ -119,7 +120,8 @@ def lock(out: str):
     try:
         fcntl.flock(_locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        stop(f"--out {out}: another process is writing there; wait for it, or choose another folder")
+        stop(f"--out {out}: another process is writing there; wait for it, or choose another "
+             "folder")
     except OSError:  # a file system that knows no locks
         pass
 
@@ -380,7 +382,8 @@ def open_run(out: str, flags: dict, effective_batch: int | None = None):
         for name in ["model", "checkpoint"]:
             shutil.rmtree(Path(out) / name, ignore_errors=True)
         write_json(out, "config.json", {
-            "flags": flags, "sources": sources(flags), "effective_batch": effective_batch, "git_commit": git_commit(),
+            "flags": flags, "sources": sources(flags), "effective_batch": effective_batch,
+            "git_commit": git_commit(),
             "python": platform.python_version(), "torch": torch.__version__,
             "transformers": transformers.__version__, "datasets": datasets.__version__,
             "threads": torch.get_num_threads()})

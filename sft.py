@@ -185,10 +185,10 @@ def warm_up(args) -> str:
         print(f"warm-up: reusing {folder}, made with the same settings")
     else:
         if not args.overwrite and runs.is_run(folder):
-            runs.stop(f"the warm-up beside --out, {folder}, has other settings: "
-                      f"{', '.join(runs.differences(folder, vars(parse_args(argv)))[:3])}. Choose an "
-                      "--out in another folder, or add --overwrite, also of the warm-up of all runs "
-                      "there")
+            other = ", ".join(runs.differences(folder, vars(parse_args(argv)))[:3])
+            runs.stop(f"the warm-up beside --out, {folder}, has other settings: {other}. Choose an "
+                      "--out in another folder, or add --overwrite, which replaces the warm-up of "
+                      "all runs there")
         print(f"warm-up: SFT for {args.warmup_epochs} epochs, in {folder}")
         main(argv + ["--overwrite"] * args.overwrite
              + ["--resume"] * (args.resume and runs.is_begun(folder)))

@@ -15,7 +15,6 @@ Differs from the paper's code:
   - a multiple-choice program that crashes scores 0, as the paper's text has it, not 0.1
   - programs are interpreted by programs.py, never executed: no file, no network, no endless loop
 """
-import json
 import re
 import reprlib
 from decimal import Decimal
@@ -82,8 +81,8 @@ def load_problems(task, split, limit=None):
         else:
             problems = held[:-dev] if split == "test" else held[-dev:]
     if not problems and split in ("train", "test") and origin != split:
-        stop(f"{task} ({origin}) is too short to be cut into train, dev and test: it takes at least "
-             "three problems of different questions, or a file for each split")
+        stop(f"{task} ({origin}) is too short to be cut into train, dev and test: it takes at "
+             "least three problems of different questions, or a file for each split")
     if not problems:
         stop(f"the {split} split of {task} is empty: it takes at least one problem a split")
     import datasets

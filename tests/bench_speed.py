@@ -4,10 +4,10 @@ The embedded model and task, the same batches, float32, the same number of threa
 other in one process, three times over; the first steps of each are left out. The ratio's mean and
 range are shown. TRL is optional (`pip install trl==1.16.0`); without it our column stands alone.
 
-SFT: batches of 32 solutions, loss on the response only. DPO: two epochs in
-batches of 64 pairs, the reference's log-probabilities included. PPO: 256 questions a step, two epochs of minibatches of 128, KL to a
-reference; TRL has no PPO any more, so its column is GRPO with beta > 0 and two iterations, which
-has no value function to train. Generation: 256 samples at T = 1, against transformers' own.
+SFT: batches of 32 solutions, loss on the response only. DPO: two epochs in batches of 64 pairs, the
+reference's log-probabilities included. PPO: 256 questions a step, two epochs of minibatches of 128,
+KL to a reference; TRL has no PPO any more, so its column is GRPO with beta > 0 and two iterations,
+which has no value function to train. Generation: 256 samples at T = 1, against transformers' own.
 
 Growth: SFT on 1,000 and 8,000 questions, and updates of models of several widths as a share of the
 rate at which this machine multiplies large matrices.
@@ -151,7 +151,8 @@ def growth(problems):
                       for row in problems]
             for split, part in ("train", copies), ("dev", copies[:20]), ("test", copies[:20]):
                 runs.write_lines(out, f"{split}.jsonl", part)
-            speed = ours(sft.main, [f"--task={out}", f"--epochs={8 // times}", *SHARED], "tokens", 4)
+            speed = ours(sft.main, [f"--task={out}", f"--epochs={8 // times}", *SHARED],
+                         "tokens", 4)
             rows.append([f"{len(copies):,}", f"{speed:,.0f}"])
     print(runs.table(["questions", "tokens a second"], rows), end="\n\n")
 
