@@ -12,12 +12,12 @@ and SIGTERM. It is written beside and renamed into place, so whatever kills the 
 is whole. It holds tensors and plain values only, and is read as such: no pickled code is run.
 """
 
-import contextlib
 import os
 import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -89,16 +89,17 @@ class Run:
         """The numbers of the steps still to take, up to `total`; saves in between."""
         if self.random:
             set_random_state(self.random)
-        with caught_signals() as caught:
-            for step in range(self.step + 1, total + 1):
-                yield step
-                self.step = step
-                if caught or step % self.args.save_every == 0 or step == total:
-                    self.save()
-                if caught:
-                    tqdm.write(f"{self.out}: interrupted, and saved after step {step} of {total}; "
-                               "the same command with --resume goes on", file=sys.stderr)
-                    raise SystemExit(128 + caught[0])
+        caught, let_go = catch_signals()
+        for step in range(self.step + 1, total + 1):
+            yield step
+            self.step = step
+            if caught or step % self.args.save_every == 0 or step == total:
+                self.save()
+            if caught:
+                tqdm.write(f"{self.out}: interrupted, and saved after step {step} of {total}; the "
+                           "same command with --resume goes on", file=sys.stderr)
+                raise SystemExit(128 + caught[0])
+        let_go()
 
     def save(self):
         folder = Path(self.out) / "checkpoint"
@@ -163,10 +164,10 @@ def checkpoints(out):
                   key=lambda path: int(path.stem[5:]))
 
 
-@contextlib.contextmanager
-def caught_signals():
-    """A list of the signals that asked to stop; the second of them stops at once."""
-    caught = []
+def catch_signals():
+    """A list that the signals which ask to stop come into, and a function that ends this. The
+    second of them stops at once."""
+    caught, usual = [], {}
 
     def note(number, frame):
         if caught:
@@ -174,17 +175,17 @@ def caught_signals():
         caught.append(number)
         tqdm.write("stopping after this step; again to stop at once", file=sys.stderr)
 
-    try:
-        numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
-        usual = {number: signal.signal(number, note) for number in numbers
-                 if signal.getsignal(number) != signal.SIG_IGN}  # as nohup asks
-    except ValueError:  # signals belong to the main thread alone
-        usual = {}
-    try:
-        yield caught
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
+    def let_go():
+        while usual:
+            signal.signal(*usual.popitem())
+
+    runs.at_end.append(let_go)
+    if threading.current_thread() is threading.main_thread():  # signals are its alone
+        for name in ["SIGINT", "SIGTERM", "SIGHUP"]:
+            number = getattr(signal, name, signal.SIGTERM)  # Windows knows no SIGHUP
+            if signal.getsignal(number) not in (signal.SIG_IGN, None, note):  # as nohup asks
+                usual[number] = signal.signal(number, note)
+    return caught, let_go
 
 
 def random_state():

@@ -80,7 +80,7 @@ def read_rows(file: str):
 
 def guarded(train, args):
     """Run train(args); what may go wrong in any run ends in one sentence instead of a traceback."""
-    go_on, locks = "the same command with --resume goes on from the last checkpoint", len(_locks)
+    go_on, before = "the same command with --resume goes on from the last checkpoint", len(at_end)
     try:
         train(args)
     except KeyboardInterrupt:
@@ -103,11 +103,11 @@ def guarded(train, args):
             f". Nothing that was there is lost: mend that, and {go_on}" if begun else
             "; mend that, or name another"), code=1 if begun else 2)
     finally:
-        while len(_locks) > locks:
-            os.close(_locks.pop())
+        while len(at_end) > before:
+            at_end.pop()()
 
 
-_locks = []  # open folders
+at_end = []  # functions that `guarded` calls when it is left
 
 
 def lock(out: str):
@@ -116,9 +116,10 @@ def lock(out: str):
         import fcntl
     except ImportError:  # Windows
         return
-    _locks.append(os.open(out, os.O_RDONLY))
+    folder = os.open(out, os.O_RDONLY)
+    at_end.append(lambda: os.close(folder))
     try:
-        fcntl.flock(_locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         stop(f"--out {out}: another process is writing there; wait for it, or choose another "
              "folder")
