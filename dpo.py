@@ -320,8 +320,7 @@ def train(args):
                 if name in measured} | point
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
-    per_epoch = -(-len(pairs) // args.batch_size)
-    steps = args.epochs * per_epoch
+    steps = args.epochs * -(-len(pairs) // args.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(  # a tenth of the steps up, then down to 0
         optimizer, lambda step: min((step + 1) / max(1, 0.1 * steps), 1 - step / steps))
     run = Run(args, start, [policy, optimizer, schedule], args.batch_size,
@@ -341,12 +340,8 @@ def train(args):
     bar = tqdm(run.steps(steps), f"DPO {args.out}", steps, initial=run.step, unit="step")
     for step in bar:
         began = time.time()
-        epoch, batch_of_epoch = 1 + (step - 1) // per_epoch, (step - 1) % per_epoch
-        if batch_of_epoch == 0:
-            random.shuffle(run.order)
-        first = batch_of_epoch * args.batch_size
-        batch = sorted(run.order[first:first + args.batch_size], key=lambda i: max(
-            len(pairs[i]["chosen"]), len(pairs[i]["rejected"])))
+        epoch, batch = run.batch(step, args.batch_size)
+        batch = sorted(batch, key=lambda i: max(len(pairs[i]["chosen"]), len(pairs[i]["rejected"])))
         sums = Counter()
         for at in range(0, len(batch), at_once):
             rows = batch[at:at + at_once]

@@ -101,6 +101,14 @@ class Run:
                 raise SystemExit(128 + caught[0])
         let_go()
 
+    def batch(self, step, size):
+        """The step's epoch, from 1, and its examples: `size` numbers of `order`, all of which come
+        once an epoch, each time in another order."""
+        epoch, at = divmod(step - 1, -(-len(self.order) // size))
+        if at == 0:
+            random.shuffle(self.order)
+        return epoch + 1, self.order[at * size:(at + 1) * size]
+
     def save(self):
         folder = Path(self.out) / "checkpoint"
         path = folder / f"step-{self.step:06d}.pt"

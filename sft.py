@@ -10,7 +10,6 @@ Differs from the paper:
 """
 
 import math
-import random
 import time
 from pathlib import Path
 
@@ -97,11 +96,8 @@ def train(args):
     bar = tqdm(run.steps(steps), f"SFT {args.out}", steps, initial=run.step, unit="step")
     for step in bar:
         began = time.time()
-        epoch, batch_of_epoch = 1 + (step - 1) // per_epoch, (step - 1) % per_epoch
-        if batch_of_epoch == 0:
-            random.shuffle(run.order)
-        first, loss = batch_of_epoch * args.batch_size, 0.0
-        batch = [examples[i] for i in run.order[first:first + args.batch_size]]
+        epoch, rows = run.batch(step, args.batch_size)
+        batch, loss = [examples[i] for i in rows], 0.0
         for at in range(0, len(batch), args.micro_batch_size):
             part = batch[at:at + args.micro_batch_size]
             # Of the batch's response tokens, those of this part: all weigh the same
@@ -111,7 +107,7 @@ def train(args):
             loss += part_loss.item()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         if not math.isfinite(loss):
-            run.stop_unless_finite("the loss", row_losses(model, batch), run.order[first:])
+            run.stop_unless_finite("the loss", row_losses(model, batch), rows)
         run.stop_unless_finite("the gradient's norm", grad_norm)
         lr = schedule.get_last_lr()[0]
         optimizer.step()
@@ -181,11 +177,12 @@ def warm_up(args) -> str:
         return folder
     argv = [*runs.shared_flags(args), f"--epochs={args.warmup_epochs}", f"--lr={args.warmup_lr}",
             f"--out={folder}"]
-    if runs.finished_with(folder, vars(parse_args(argv))):
+    flags = vars(parse_args(argv))
+    if runs.finished_with(folder, flags):
         print(f"warm-up: reusing {folder}, made with the same settings")
     else:
         if not args.overwrite and runs.is_run(folder):
-            other = ", ".join(runs.differences(folder, vars(parse_args(argv)))[:3])
+            other = ", ".join(runs.differences(folder, flags)[:3])
             runs.stop(f"the warm-up beside --out, {folder}, has other settings: {other}. Choose an "
                       "--out in another folder, or add --overwrite, which replaces the warm-up of "
                       "all runs there")

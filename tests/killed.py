@@ -1,14 +1,17 @@
 """A script that is killed at a given place: python -m tests.killed PLACE COUNT script.py [flags]
 
 At the COUNT-th time that it comes by PLACE the process ends by SIGKILL, which nothing can catch.
+And what a killed run is examined by.
 """
 
 import importlib
+import json
 import os
 import signal
 import sys
 
 import torch
+from safetensors.torch import load_file
 
 import eval as evaluation
 import generate
@@ -60,6 +63,24 @@ def hook(name, count):
             die()
         return real(*args, **kwargs)
     setattr(owner, function, counted)
+
+
+def ended(out):
+    """What a run leaves, but for times and memory: metrics, result, weights."""
+    metrics = [{k: x for k, x in m.items() if k != "seconds"} for m in runs.read_metrics(out)]
+    result = {k: x for k, x in runs.read_json(out, "result.json").items()
+              if k not in ("seconds", "peak_memory_mb")}
+    return metrics, result, load_file(out / "model" / "model.safetensors")
+
+
+def assert_nothing_is_half_written(folder):
+    for path in folder.rglob("*.json"):
+        if "model.tmp" not in path.parts:
+            json.loads(path.read_text())
+    for path in folder.rglob("*.pt"):
+        torch.load(path, weights_only=True)
+    for path in folder.rglob("metrics.jsonl"):
+        runs.read_metrics(path.parent)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ for bit, each step once. Exits with 1 where they are not.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -18,9 +17,9 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 import runs
+from tests.killed import assert_nothing_is_half_written, ended
 
 COMMON = ["--limit=200", "--steps=40", "--batch-size=128", "--eval-every=5", "--save-every=3"]
 
@@ -33,11 +32,7 @@ def start(out, *more):
 
 def look(out):
     """Where the run stands, in words; raises where a file is not whole."""
-    for path in out.parent.rglob("*.json"):
-        if "model.tmp" not in path.parts:
-            json.loads(path.read_text())
-    for path in out.parent.rglob("*.pt"):
-        torch.load(path, weights_only=True)
+    assert_nothing_is_half_written(out.parent)
     for folder in [out, out.parent / "warmup"]:
         if (folder / "config.json").exists():
             steps = steps_of(folder)
@@ -52,12 +47,10 @@ def steps_of(folder):
         folder / "metrics.jsonl").exists() else []
 
 
-def ended(folder):
-    metrics = [{k: x for k, x in m.items() if k != "seconds"} for m in runs.read_metrics(folder)]
-    result = {k: x for k, x in runs.read_json(folder, "result.json").items()
-              if k not in ("seconds", "peak_memory_mb")}
-    weights = load_file(folder / "model" / "model.safetensors")
-    return metrics, result, {name: weight.tolist() for name, weight in weights.items()}
+def same_end(one, other):
+    (*facts, weights), (*other_facts, other_weights) = ended(one), ended(other)
+    return facts == other_facts and weights.keys() == other_weights.keys() and all(
+        torch.equal(weights[name], other_weights[name]) for name in weights)
 
 
 def main():
@@ -88,7 +81,7 @@ def main():
                     process.communicate()
                     kills += 1
                     print(f"kill {kills:2} after {wait:4.1f} s: {look(killed)}", flush=True)
-            same = all(ended(killed.parent / name) == ended(whole.parent / name)
+            same = all(same_end(killed.parent / name, whole.parent / name)
                        for name in ["warmup", "reft"])
             print(f"finished: {'the same as' if same else 'NOT'} the undisturbed run", flush=True)
             if not same:

@@ -1,5 +1,4 @@
 import fcntl
-import json
 import os
 import resource
 import shutil
@@ -16,6 +15,7 @@ import reft_ppo
 import resume
 import runs
 import sft
+from tests.killed import assert_nothing_is_half_written, ended
 from tests.tiny import byte_tokenizer, save_answers, save_tiny
 
 SCRIPTS = {"sft": sft.main, "reft": reft_ppo.main, "dpo": dpo.main}
@@ -43,14 +43,6 @@ def flags(name, given, out):
                  "--eval-every=3", "--lr=1e-2"],
         "dpo": [f"--warmup={given['answers']}", "--epochs=3", "--samples=256", "--eval-every=3",
                 "--pairs-per-question=4", "--max-new-tokens=2", "--lr=1e-2"]}[name]
-
-
-def ended(out):
-    """What a run leaves, but for times and memory: metrics, result, weights."""
-    metrics = [{k: x for k, x in m.items() if k != "seconds"} for m in runs.read_metrics(out)]
-    result = {k: x for k, x in runs.read_json(out, "result.json").items()
-              if k not in ("seconds", "peak_memory_mb")}
-    return metrics, result, load_file(out / "model" / "model.safetensors")
 
 
 def assert_same_end(one, other):
@@ -293,16 +285,6 @@ def test_killed_at_any_moment(given, tmp_path, capfd):
     assert_same_end(out, tmp_path / "whole" / "reft")
     assert_same_end(out.parent / "warmup", tmp_path / "whole" / "warmup")
     assert not [path for path in out.parent.rglob("*.tmp")]
-
-
-def assert_nothing_is_half_written(folder):
-    for path in folder.rglob("*.json"):
-        if "model.tmp" not in path.parts:
-            json.loads(path.read_text())
-    for path in folder.rglob("*.pt"):
-        torch.load(path, weights_only=True)
-    for path in folder.rglob("metrics.jsonl"):
-        runs.read_metrics(path.parent)
 
 
 # --- The disk ---
