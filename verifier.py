@@ -13,34 +13,79 @@ reward_func at the end is the same rule for TRL's trainers.
 Differs from the paper's code:
   - "1,000", "$18" and "3/4" are numbers; "nan", "inf" and "3 or 4" are not answers
   - a multiple-choice program that crashes scores 0, as the paper's text has it, not 0.1
-  - programs are interpreted by programs.py, never executed: no file, no network, no endless loop
+  - programs are interpreted by plumbing/programs.py, never executed
 """
 import re
 import reprlib
-from decimal import Decimal
+from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
-from programs import interpret
-from runs import Parser, load_dataset, read_rows, stop, warn
+from plumbing.cli import Parser, stop
+from plumbing.numbers import CLAUSE_END, OPENING, SPAN, read_number
+from plumbing.programs import interpret
+from plumbing.task_files import read_split, to_problem, warn_of_shared_questions
 
 TOLERANCE = Fraction(1, 100)  # the papers' tolerance, for answers that are not exact
-SPLITS = ("train", "dev", "test")
-HUB = {  # name: (hub path, config, our split -> its split)
-    "gsm8k": ("openai/gsm8k", "main", {"train": "train", "test": "test"}),
-    "svamp": ("ChilleD/SVAMP", None, {"train": "train", "test": "test"}),
-    # allenai/math_qa, whose loading script `datasets` no longer runs, as Parquet files
-    "mathqa": ("regisss/math_qa", None, {"train": "train", "dev": "validation", "test": "test"}),
-}
 
 
-# ---- the problems ---------------------------------------------------------------------------
+# ---- the task -------------------------------------------------------------------------------
 
 def format_prompt(question, cot="nl"):
     """The text a model completes with its solution. ValueError for an unknown `cot`."""
     if cot not in ("nl", "program"):
         raise ValueError(f"cot is 'nl' or 'program', not {cot!r}")
     return f"Question: {question.strip()}\n{'Answer' if cot == 'nl' else 'Program'}:\n"
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What the rule makes of a response."""
+    extracted: str | None  # the answer it states
+    correct: bool
+    score: float  # the reward
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked, and how a response to it is graded. Another `grade`, of a learned reward or of
+    a grader, is another task to the algorithms: they hand it `answers` as they find them."""
+    name: str = ""
+    cot: str = "nl"
+    choices: str | None = None  # the letters of a multiple-choice task
+    partial: float = 0.1  # the score of a wrong number
+    train: "datasets.Dataset" = None
+    dev: "datasets.Dataset" = None
+    test: "datasets.Dataset" = None
+
+    def prompts(self, problems) -> list[str]:
+        return [format_prompt(question, self.cot) for question in problems["question"]]
+
+    def splits(self) -> dict:
+        return {"train": self.train, "dev": self.dev, "test": self.test}
+
+    def grade(self, responses, answers) -> list[Grade]:
+        """Each response is read once. answers: the right one for each."""
+        grades = []
+        for response, answer in zip(responses, answers, strict=True):
+            extracted = extract_answer(response, self.cot, self.choices)
+            correct = same_answer(extracted, answer, self.choices)
+            grades.append(Grade(extracted, correct,
+                                score(extracted, correct, self.choices, self.partial)))
+        return grades
+
+    def own_metrics(self, responses) -> dict:
+        """What else this task measures of responses: {name: a fraction}."""
+        return {name: measure(responses, self.cot)
+                for name, measure in OWN_METRICS.get(self.name, {}).items()}
+
+
+def load_task(args, partial=0.1) -> Task:
+    """The task that a run's flags name, its problems with it. Warns of questions in two splits."""
+    train = load_problems(args.task, "train", args.limit)
+    dev, test = (load_problems(args.task, split, args.eval_limit) for split in ("dev", "test"))
+    warn_of_shared_questions(args.task, train["question"], dev=dev["question"],
+                             test=test["question"])
+    return Task(args.task, args.cot, choices_of(train), partial, train, dev, test)
 
 
 def load_problems(task, split, limit=None):
@@ -53,52 +98,22 @@ def load_problems(task, split, limit=None):
       answer_value) or ours. A file with train, dev or test in its name (gsm8k_train.jsonl) stands
       for the siblings whose names differ in that word only, and one named as mwp_ReFT names its
       own (svamp_nl.json, svamp_python_sdp.json) has svamp_test_set.json beside it as its test.
-    Without a dev split, dev is the last tenth of train, at most 200, and train is the rest. A file
-    that names no split is cut in three: dev as above, the tenth before it (at most 500) is test.
-    A question that falls on both sides of such a cut leaves train.
+    What becomes of missing splits: see plumbing.task_files.read_split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is one of {SPLITS}, not {split!r}")
-    sources = find_sources(str(task))
-    origin = split if split in sources else "all" if "all" in sources else "train"
-    if origin not in sources or (split == "test" and origin == "train"):
-        stop(f"{task} has no {split} split, only {', '.join(sources)}: put one beside it")
-    problems = [to_problem(row, f"row {number} of {task} ({origin})")
-                for number, row in enumerate(load_rows(sources[origin]), 1)]
-    letters = [is_letter(problem["answer"]) for problem in problems]
-    if len(set(letters)) == 2:
-        other = letters.index(not letters[0])
-        stop(f"row {other + 1} of {task} ({origin}) has the answer {problems[other]['answer']!r}, "
-             f"row 1 has {problems[0]['answer']!r}: all are to be numbers, or all letters")
-    if origin == "all" or (origin == "train" and "dev" not in sources):
-        dev = min(200, max(1, len(problems) // 10))
-        test = min(500, max(1, len(problems) // 10)) if origin == "all" else 0
-        held = problems[-(dev + test):]
-        if split == "train":
-            seen = {problem["question"] for problem in held}
-            problems = [problem for problem in problems[:-len(held)]
-                        if problem["question"] not in seen]
-        else:
-            problems = held[:-dev] if split == "test" else held[-dev:]
-    if not problems and split in ("train", "test") and origin != split:
-        stop(f"{task} ({origin}) is too short to be cut into train, dev and test: it takes at "
-             "least three problems of different questions, or a file for each split")
-    if not problems:
-        stop(f"the {split} split of {task} is empty: it takes at least one problem a split")
+    first = {}
+
+    def convert(row, where):
+        problem = to_problem(row, where, read_gold)
+        if is_letter(problem["answer"]) != is_letter(first.setdefault("answer", problem["answer"])):
+            stop(f"{where} has the answer {problem['answer']!r}, row 1 has {first['answer']!r}: "
+                 "all are to be numbers, or all letters")
+        if "answer_cot" in row and problem["cot"]:  # mwp_ReFT's own code appends the answer
+            if find_answer(problem["cot"], choices_of({"answer": [problem["answer"]]})) is None:
+                problem["cot"] += f"\nThe answer is {problem['answer']}."
+        return problem
+
     import datasets
-    return datasets.Dataset.from_list(problems if limit is None else problems[:limit])
-
-
-def load_splits(task, limit=None):
-    """The train, dev and test problems (see load_problems); warns where they share questions."""
-    train, *others = (load_problems(task, split, limit) for split in SPLITS)
-    seen = set(train["question"])
-    for name, problems in zip(SPLITS[1:], others):
-        shared = sum(question in seen for question in problems["question"])
-        if shared:
-            warn(f"{shared} of the {len(problems)} {name} questions of {task} are in train too: "
-                 "what is measured on them is memory")
-    return train, *others
+    return datasets.Dataset.from_list(read_split(str(task), split, convert)[:limit])
 
 
 def choices_of(problems):
@@ -107,77 +122,6 @@ def choices_of(problems):
     if not all(map(is_letter, letters)):
         return None
     return "".join(map(chr, range(ord("a"), max(ord("e"), ord(letters[-1])) + 1)))
-
-
-def find_sources(task):
-    """{split, or "all" for a file to cut up: arguments of datasets.load_dataset}."""
-    if task in HUB:
-        path, config, splits = HUB[task]
-        return {ours: dict(path=path, name=config, split=theirs)
-                for ours, theirs in splits.items()}
-    path = Path(__file__).parent / "data" / task if task == "word_problems" else Path(task)
-    if path.is_dir():
-        files = {split: path / f"{split}{suffix}" for split in SPLITS
-                 for suffix in (".json", ".jsonl") if (path / f"{split}{suffix}").is_file()}
-    elif path.is_file() and path.suffix in (".json", ".jsonl"):
-        word = re.compile(r"(?<![A-Za-z])(train|dev|test)(?![A-Za-z])")
-        files = {split: path.with_name(word.sub(split, path.name)) for split in SPLITS}
-        files = {split: file for split, file in files.items() if file.is_file()}
-        test_set = path.with_name(f"{path.stem.split('_')[0]}_test_set{path.suffix}")
-        if not word.search(path.name):
-            files = {"train": path, "test": test_set} if test_set.is_file() else {"all": path}
-    else:
-        files = {}
-    if not files:
-        stop(f"there is no task {task!r}: give word_problems, {', '.join(HUB)}, "
-             "a .jsonl or .json file, or a folder that holds train.jsonl, dev.jsonl and test.jsonl")
-    return {split: dict(path="json", data_files=str(file)) for split, file in files.items()}
-
-
-def load_rows(source):
-    if source["path"] == "json":
-        return read_rows(source["data_files"])
-    try:
-        return load_dataset(**source)
-    except Exception as error:  # the hub raises many kinds
-        stop(f"cannot load {source['path']} from the hub ({type(error).__name__}: {error}): "
-             "check the network, or give --task a local file")
-
-
-def to_problem(row, where):
-    """A row in any of the formats above -> question, cot, program, answer."""
-    for name in row.keys() & {"question", "cot", "program", "answer_cot"}:
-        if not isinstance(row[name], str | None):
-            stop(f"{where}: its {name} is {row[name]!r:.40}, and has to be a text")
-    for name in row.keys() & {"answer", "answer_value"}:
-        if isinstance(row[name], list | dict):
-            stop(f"{where}: its {name} is {row[name]!r:.40}, and has to be a number or a letter")
-    row = {name: "" if value is None else str(value).strip() for name, value in row.items()}
-    if {"Problem", "options", "correct", "Rationale"} <= row.keys():  # MathQA on the hub
-        question, answer = f"{row['Problem']}\n{row['options']}", row["correct"]
-        cot, program = row["Rationale"].strip("\" "), ""
-        cot = f"{cot}\nThe answer is {answer}."
-    elif {"Body", "Question", "Equation", "Answer"} <= row.keys():  # SVAMP on the hub
-        question, answer = f"{row['Body']} {row['Question']}", row["Answer"]
-        cot = f"{row['Equation']} = {read_number(answer)}.\nThe answer is {read_number(answer)}."
-        program = f"def solution():\n    return {row['Equation']}"
-    elif "answer_value" in row and "question" in row:  # mwp_ReFT
-        question, answer, cot = row["question"], row["answer_value"], row.get("answer_cot", "")
-        cot, program = ("", cot) if cot.startswith("def solution") else (cot, "")
-    elif "answer" in row and "question" in row:
-        question, answer = row["question"], row["answer"]
-        cot, program = row.get("cot", ""), row.get("program", "")
-        if "####" in answer:  # GSM8K's release; <<48/2=24>> are its calculator's annotations
-            cot = re.sub(r"<<[^<>\n]*>>", "", answer.rpartition("####")[0]).strip()
-            cot += f"\nThe answer is {read_gold(answer)}."
-    else:
-        stop(f"{where} has the columns {', '.join(row)}: it needs question and answer "
-             "(or question and answer_value)")
-    gold = read_gold(answer)
-    if not question or gold is None:
-        stop(f"{where} has the question {question[:40]!r} and the answer {answer[-40:]!r}: it "
-             "needs a question, and an answer that is a number or a letter")
-    return {"question": question, "cot": cot, "program": program, "answer": gold}
 
 
 # ---- reading an answer ----------------------------------------------------------------------
@@ -193,53 +137,6 @@ MARKER = re.compile(
     r"|####(?=\s{0,3}[^\w\s]{0,3}(?:[0-9]|[a-z]\b))|^[* ]{0,8}(?-i:A)\*{0,2}:"
     r"|\bso,? it is(?=[^\n]{0,80}\s{0,9}\Z)", re.M | re.I)
 LIST = re.compile(r"[\s*]{0,9}\n\s{0,9}1[.)]\s{1,3}\S")  # steps follow, and no answer
-OPENING = re.compile(r"(?:<<[^<>\n]{0,80}>>|\\(?:text|textbf|mathbf|mathrm)\{|\n\s{0,9}[-•]\s"
-                     r"|[\s*_<>(\[{\"'“”‘’`$£€₹~≈:\\]"
-                     r"|(?:therefore|thus|then|now|about|approximately|exactly|only|just)\b){0,30}",
-                     re.I)
-CLAUSE_END = re.compile(r"\n|;|\.(?=\s|$)|,(?=\s)(?!\s{0,3}[-$0-9])|\s\(|\s(?:when|where|if)\b")
-EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
-NUMBER = re.compile(r"""
-    (?P<sign>[-−+]?) \s? [$£€₹]? \s?
-    (?P<digits>[0-9]{1,3}(?:,[0-9]{3}){1,12}(?![0-9]) | [0-9]{1,40}(?![0-9]) | (?=\.[0-9]))
-    (?P<decimals>(?:\.[0-9]{1,40}(?![0-9]))?)
-    (?P<exponent>(?:e[-+]?[0-9]{1,2}(?![0-9]))?)
-    (?:\s?/\s?(?P<over>[0-9]{1,40})(?!\.?[0-9]))?""", re.X | re.I)
-# after a number: another one, or an operation that nobody has carried out
-MORE = re.compile(r"""
-    \s*%?\s*(?:[-−–—+*/x×÷·^:,.&]|e[-+]?|(?:and|to|plus|minus|times)\b)?\s*\\?[$£€₹]?[0-9]
-    | (?:\s{1,3}[a-z%]{1,20}){0,3}\s{1,3}(?:and|plus|to)\s{1,3}[$£€₹]?[0-9]
-    | [²³½¼¾] | \s?(?:\^|\\(?:times|cdot|sqrt|d?frac|pi)|√|π) | [xyz]\b
-    | \s(?:and\sa\shalf|hundred|thousand|million|billion|dozen|squared|cubed)\b""", re.X | re.I)
-OR_ANOTHER = re.compile(r"[^\w\n]{0,5}\bor\b[^\n.;]{0,40}[0-9]", re.I)
-SPAN = 500  # characters looked at after a marker
-
-
-def read_number(text):
-    """The one number that `text` begins with, normalised: "$1,234.50 in all" -> "1234.5", "6/8" ->
-    "3/4", "5 - 10 = -5" -> "-5"; None for no number, several, or more than 40 digits."""
-    text = re.sub(r"\{,\}|\\,", ",", text[:SPAN])  # LaTeX's, and its fractions
-    text = re.sub(r"(?<![0-9])\\?[dt]?frac\{([0-9]{1,40})\}\{([0-9]{1,40})\}", r"\1/\2", text)
-    text = OPENING.sub("", text, count=1)
-    clause = CLAUSE_END.split(text, maxsplit=1)[0]
-    if (sum(re.search("[0-9]", part) is not None for part in clause.split(" or ")) > 1
-            or OR_ANOTHER.match(text, len(clause))):
-        return None
-    *left, right = EQUALS.split(clause)
-    clause = OPENING.sub("", right, count=1) if left else clause
-    match = NUMBER.match(clause)
-    if match is None or MORE.match(clause, match.end()):
-        return None
-    value = Decimal((match["digits"].replace(",", "") or "0") + match["decimals"]
-                    + match["exponent"])
-    value = value.copy_negate() if match["sign"] in ("-", "−") else value  # minus would round
-    if value.adjusted() > 39:
-        return None
-    if match["over"]:
-        return str(Fraction(value) / int(match["over"])) if int(match["over"]) else None
-    written = f"{value:f}"
-    written = written.rstrip("0").rstrip(".") if "." in written else written
-    return "0" if written == "-0" else written
 
 
 def read_choice(text, choices):
@@ -309,7 +206,7 @@ def run_program(program, timeout=1.0):
     """The number that the program's solution() returns, normalised as extract_answer does, or None.
     A string that holds a number and nothing else ("18", "$18.00") is one too.
 
-    Never raises, never touches the host: see programs.py. timeout: seconds of CPU time.
+    Never raises, never touches the host: see plumbing/programs.py. timeout: seconds of CPU time.
     """
     if not isinstance(program, str):
         return None
@@ -343,17 +240,18 @@ def is_correct(response, answer, cot="nl", choices=None):
     return same_answer(extract_answer(response, cot, choices), answer, choices)
 
 
-def reward(response, answer, cot="nl", choices=None, partial=0.1):
+def score(extracted, correct, choices=None, partial=0.1):
     """1.0 for the right answer, `partial` for another number, else 0.0 (section 3.2 of the paper);
     in multiple choice a wrong letter is worth nothing, since any letter is an answer."""
-    return score(extract_answer(response, cot, choices), answer, choices, partial)
-
-
-def score(extracted, answer, choices=None, partial=0.1):
-    """The reward of a response whose answer has been extracted already."""
-    if same_answer(extracted, answer, choices):
+    if correct:
         return 1.0
     return partial if extracted is not None and choices is None else 0.0
+
+
+def reward(response, answer, cot="nl", choices=None, partial=0.1):
+    """The score of one response."""
+    [grade] = Task(cot=cot, choices=choices, partial=partial).grade([response], [answer])
+    return grade.score
 
 
 def careful_share(responses, cot="nl"):
@@ -361,6 +259,9 @@ def careful_share(responses, cot="nl"):
     `47 + 28: 7 + 8 = 15, ...`, or a program with named intermediate results. 0.0 for none."""
     style = re.compile(r"\d [-+x] \d+:" if cot == "nl" else r"^ +\w+ = ", re.M)
     return sum(bool(style.search(text)) for text in responses) / max(1, len(responses))
+
+
+OWN_METRICS = {"word_problems": {"careful": careful_share}}  # task: {name: function}
 
 
 # ---- for other trainers ---------------------------------------------------------------------

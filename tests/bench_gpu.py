@@ -19,9 +19,10 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import dpo
 import reft_ppo
-import runs
 from dpo import pair_logps
-from generate import load_to_train, pad
+from plumbing import files
+from plumbing.models import load_to_train
+from plumbing.packing import pad
 from reft_ppo import PolicyWithValue, Rollout, logprobs_and_values
 from verifier import format_prompt, load_problems
 
@@ -43,11 +44,11 @@ def make_model(folder, texts, shape):
 
 
 def report(name, out):
-    metrics = [m for m in runs.read_metrics(out) if m["step"] > 1]  # the first one warms up
+    metrics = [m for m in files.read_metrics(out) if m["step"] > 1]  # the first one warms up
     seconds = sum(m["seconds"] for m in metrics)
     print(f"{name}: {sum(m['tokens'] for m in metrics) / seconds:,.0f} tokens trained a second, "
           f"{seconds / len(metrics):.2f} s a step, "
-          f"{runs.read_json(out, 'result.json')['peak_memory_mb']:,} MB")
+          f"{files.read_json(out, 'result.json')['peak_memory_mb']:,} MB")
 
 
 def try_reft(lm, reference, optimizer, size):
@@ -108,7 +109,8 @@ def main():
         Path(f"{folder}/pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
         shared = [f"--warmup={folder}/model", "--dtype=bfloat16", "--lr=1e-6"]
 
-        reft_ppo.main([*shared, f"--task={args.file}", "--limit=64", f"--max-new-tokens={limit}",
+        reft_ppo.main([*shared, f"--task={args.file}", "--limit=64", "--eval-limit=64",
+                       f"--max-new-tokens={limit}",
                        "--steps=20", "--batch-size=64", "--minibatch-size=32",
                        "--micro-batch-size=16", f"--out={folder}/reft"])
         # 26 batches of 64 pairs; a tenth is held out

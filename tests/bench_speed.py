@@ -28,12 +28,15 @@ import transformers  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import dpo  # noqa: E402
-import packing  # noqa: E402
 import reft_ppo  # noqa: E402
-import runs  # noqa: E402
 import sft  # noqa: E402
-from generate import generate_rows, load_model, pad  # noqa: E402
-from verifier import format_prompt, load_problems, reward_func  # noqa: E402
+from plumbing import files, packing  # noqa: E402
+from plumbing.cli import HOME  # noqa: E402
+from plumbing.models import load_model  # noqa: E402
+from plumbing.packing import pad  # noqa: E402
+from plumbing.sampling import generate_rows  # noqa: E402
+from plumbing.tables import table  # noqa: E402
+from verifier import Task, format_prompt, load_problems, reward_func  # noqa: E402
 
 try:
     import trl
@@ -62,7 +65,7 @@ def ours(main, argv, key, skip):
     """How many of `key` a second, of a run's metrics after the first `skip` steps."""
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
         main([*argv, f"--out={out}/run"])
-        metrics = [m for m in runs.read_metrics(f"{out}/run") if m["step"] > skip]
+        metrics = [m for m in files.read_metrics(f"{out}/run") if m["step"] > skip]
     return sum(m[key] for m in metrics) / sum(m["seconds"] for m in metrics)
 
 
@@ -73,7 +76,7 @@ def bench_sft(model, problems, pairs):
     _, tokenizer = load_model(model)
     rows = datasets.Dataset.from_list([
         {"prompt": format_prompt(row["question"]), "completion": row["cot"]} for row in problems])
-    tokens = sum(len(p) + len(r) for p, r in sft.encode(tokenizer, problems, "nl")) / len(rows)
+    tokens = sum(len(p) + len(r) for p, r in sft.encode(tokenizer, problems, Task())) / len(rows)
     clock = Clock(4)
     with tempfile.TemporaryDirectory() as out:
         trl.SFTTrainer(model=load_model(model)[0], processing_class=tokenizer, train_dataset=rows,
@@ -85,10 +88,10 @@ def bench_sft(model, problems, pairs):
 
 def bench_dpo(model, problems, pairs):
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
-        runs.write_lines(out, "pairs.jsonl", pairs)
+        files.write_lines(out, "pairs.jsonl", pairs)
         dpo.main([f"--warmup={model}", f"--pairs={out}/pairs.jsonl", "--task=none", "--epochs=2",
                   "--eval-every=1000", f"--out={out}/run"])
-        first, *metrics = runs.read_metrics(f"{out}/run")
+        first, *metrics = files.read_metrics(f"{out}/run")
     count = sum(m["questions"] for m in metrics)
     # the reference's pass, a tenth of which was over the pairs held out
     reference = first["seconds"] * (count / 2) / len(pairs)
@@ -150,17 +153,17 @@ def growth(problems):
             copies = [row | {"question": f"({i}) {row['question']}"} for i in range(times)
                       for row in problems]
             for split, part in ("train", copies), ("dev", copies[:20]), ("test", copies[:20]):
-                runs.write_lines(out, f"{split}.jsonl", part)
+                files.write_lines(out, f"{split}.jsonl", part)
             speed = ours(sft.main, [f"--task={out}", f"--epochs={8 // times}", *SHARED],
                          "tokens", 4)
             rows.append([f"{len(copies):,}", f"{speed:,.0f}"])
-    print(runs.table(["questions", "tokens a second"], rows), end="\n\n")
+    print(table(["questions", "tokens a second"], rows), end="\n\n")
 
     a, b = torch.randn(2, 2048, 2048)
     flops = 2 * 2048**3
     peak = flops / timed(lambda: a @ b, 10)
-    tokenizer, rows = load_model(runs.HOME / "data" / "base_model")[1], []
-    examples = sft.encode(tokenizer, problems, "nl")[:64]
+    tokenizer, rows = load_model(HOME / "data" / "base_model")[1], []
+    examples = sft.encode(tokenizer, problems, Task())[:64]
     batch, count = pad(examples, "cpu"), sum(len(p) + len(r) for p, r in examples)
     for width in [64, 256, 512]:
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
@@ -178,7 +181,7 @@ def growth(problems):
                      f"{count / seconds:,.0f}",
                      f"{counter.get_total_flops() / seconds / 1e9:,.0f}",
                      f"{counter.get_total_flops() / seconds / peak:.0%}"])
-    print(runs.table(["hidden size", "parameters", "tokens a second", "GFLOP/s",
+    print(table(["hidden size", "parameters", "tokens a second", "GFLOP/s",
                       f"of {peak / 1e9:,.0f}, a matrix product's"], rows))
 
 
@@ -203,7 +206,7 @@ def main():
         return growth(problems)
     with tempfile.TemporaryDirectory() as out:
         with contextlib.redirect_stdout(io.StringIO()):
-            sft.main(["--epochs=5", "--limit=400", f"--out={out}/warmup"])
+            sft.main(["--epochs=5", "--limit=400", "--eval-limit=200", f"--out={out}/warmup"])
         model = f"{out}/warmup/model"
         pairs = [{"prompt": format_prompt(row["question"]), "chosen": row["cot"],
                   "rejected": other["cot"]} for row, other in zip(
@@ -222,7 +225,7 @@ def main():
                     row += [f"{fmean(theirs):,.0f}", f"{fmean(ratios):.1f} "
                             f"({min(ratios):.1f} to {max(ratios):.1f})"]
                 rows.append(row + ["-"] * (4 - len(row)))
-        print(runs.table([f"{args.threads} threads, torch {torch.__version__}", "minReFT",
+        print(table([f"{args.threads} threads, torch {torch.__version__}", "minReFT",
                           "TRL" + (f" {trl.__version__}" if trl else " is not installed"), "ratio"],
                          rows))
 

@@ -1,7 +1,7 @@
 """How fast the rule is, on one core: python -m tests.bench_verifier"""
 import time
 
-from programs import interpret
+from plumbing.programs import interpret
 from verifier import extract_answer, run_program
 
 SHORT = "def solution():\n    total = 47 + 28\n    return total * 3\n"

@@ -14,18 +14,17 @@ import torch
 from safetensors.torch import load_file
 
 import eval as evaluation
-import generate
+import plumbing.run
 import reft_ppo
-import resume
-import runs
 import sft
+from plumbing import figures, files, models
 
 PLACES = {  # name: (module or class, function)
     "update": (torch.optim.AdamW, "step"), "rollout": (reft_ppo, "generate_ids"),
-    "evaluation": (evaluation, "respond"), "logging": (runs, "log_step"),
-    "saving": (torch, "save"), "rename": (os, "replace"), "model": (runs, "save_model"),
-    "result": (runs, "write_json"), "open": (runs, "open_run"),
-    "restore": (resume, "set_random_state"), "loading": (generate, "load_model"),
+    "evaluation": (evaluation, "respond"), "logging": (files, "log_step"),
+    "saving": (torch, "save"), "rename": (os, "replace"), "model": (plumbing.run, "save_model"),
+    "figure": (figures, "save"), "result": (files, "write_json"), "open": (files, "open_run"),
+    "restore": (plumbing.run, "set_random_state"), "loading": (models, "load_model"),
     "sft": (sft, "sft_loss")}
 
 
@@ -34,7 +33,7 @@ def die():
 
 
 def half_written(name, real, args):
-    """Die in the middle of what the function writes."""
+    """Write half of what the function would; of a figure all, to die right after it."""
     if name == "saving":
         content, file = args
         with open(file.name + ".whole", "wb") as whole:
@@ -50,6 +49,8 @@ def half_written(name, real, args):
     elif name == "model":
         os.makedirs(f"{args[0]}/model.tmp", exist_ok=True)
         args[1].save_pretrained(f"{args[0]}/model.tmp")
+    elif name == "figure":
+        real(*args)
 
 
 def hook(name, count):
@@ -67,8 +68,8 @@ def hook(name, count):
 
 def ended(out):
     """What a run leaves, but for times and memory: metrics, result, weights."""
-    metrics = [{k: x for k, x in m.items() if k != "seconds"} for m in runs.read_metrics(out)]
-    result = {k: x for k, x in runs.read_json(out, "result.json").items()
+    metrics = [{k: x for k, x in m.items() if k != "seconds"} for m in files.read_metrics(out)]
+    result = {k: x for k, x in files.read_json(out, "result.json").items()
               if k not in ("seconds", "peak_memory_mb")}
     return metrics, result, load_file(out / "model" / "model.safetensors")
 
@@ -80,7 +81,7 @@ def assert_nothing_is_half_written(folder):
     for path in folder.rglob("*.pt"):
         torch.load(path, weights_only=True)
     for path in folder.rglob("metrics.jsonl"):
-        runs.read_metrics(path.parent)
+        files.read_metrics(path.parent)
 
 
 if __name__ == "__main__":

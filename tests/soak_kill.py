@@ -1,4 +1,4 @@
-"""Kill ReFT, warm-up included, at random moments and resume it: python -m tests.soak_kill [--kills 20]
+"""Kill ReFT, warm-up included, at random moments and resume it: python -m tests.soak_kill
 
 Trains once undisturbed, then again and again, killed by SIGKILL anywhere from its first import to
 its last file and resumed each time, until there were so many kills. After each every file has to be
@@ -18,15 +18,17 @@ from pathlib import Path
 
 import torch
 
-import runs
+from plumbing import files
+from plumbing.cli import HOME
 from tests.killed import assert_nothing_is_half_written, ended
 
-COMMON = ["--limit=200", "--steps=40", "--batch-size=128", "--eval-every=5", "--save-every=3"]
+COMMON = ["--limit=200", "--eval-limit=200", "--steps=40", "--batch-size=128", "--eval-every=5",
+          "--save-every=3"]
 
 
 def start(out, *more):
     return subprocess.Popen([sys.executable, "reft_ppo.py", *COMMON, f"--out={out}", *more],
-                            cwd=runs.HOME, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                            cwd=HOME, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                             env=os.environ | {"TQDM_DISABLE": "1"})
 
 
@@ -37,13 +39,13 @@ def look(out):
         if (folder / "config.json").exists():
             steps = steps_of(folder)
             assert len(set(steps)) == len(steps), f"a step twice in {folder}"
-            if not runs.is_run(folder):
+            if not files.is_run(folder):
                 return f"{folder.name}, {len(steps)} steps logged"
-    return "done" if runs.is_run(out) else "before the run or between warm-up and PPO"
+    return "done" if files.is_run(out) else "before the run or between warm-up and PPO"
 
 
 def steps_of(folder):
-    return [m["step"] for m in runs.read_metrics(folder)] if (
+    return [m["step"] for m in files.read_metrics(folder)] if (
         folder / "metrics.jsonl").exists() else []
 
 
@@ -69,8 +71,8 @@ def main():
         while kills < args.kills:
             lives += 1
             killed = Path(folder) / str(lives) / "reft"
-            while not runs.is_run(killed):
-                resuming = any(map(runs.is_begun, [killed, killed.parent / "warmup"]))
+            while not files.is_run(killed):
+                resuming = any(map(files.is_begun, [killed, killed.parent / "warmup"]))
                 process = start(killed, *["--resume"] * resuming)
                 wait = moments.uniform(0, 0.6 * seconds) if kills < args.kills else None
                 try:

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import dpo
-from dpo import (diagnose, dpo_loss, encode, hold_out, ipo_loss, load_pairs, make_pairs,
-                 measure_pairs, pair_logps, preferred_ft_loss, response_logps, split_conversation,
-                 unlikelihood_loss, with_reference_logps)
-from generate import load_model, pad
-from tests.tiny import KINDS, byte_tokenizer, completions, save_tiny, tiny_lm
+from dpo import (diagnose, dpo_loss, ipo_loss, measure_pairs, pair_logps, preferred_ft_loss,
+                 response_logps, unlikelihood_loss, with_reference_logps)
+from plumbing.models import load_model
+from plumbing.packing import pad
+from tests.tiny import KINDS, completions, save_answers, save_tiny, script_accuracies, tiny_lm
 
 
 def numbers(*values):
@@ -157,118 +157,6 @@ def test_response_logps_agrees_with_one_token_at_a_time(kind):
     assert got.tolist() == pytest.approx(expected, abs=1e-4)
 
 
-# --- the pairs ---
-
-
-def response(text, score, ended=True):
-    return {"prompt": "Q", "response": text, "score": score, "ended": ended}
-
-
-def test_make_pairs_by_hand():
-    """Five questions of four responses: all right, mixed, all wrong, one whose only wrong response
-    was cut off, and one of which all were."""
-    right = [response(x, 1.0) for x in "aabb"]
-    mixed = [response("a", 1.0), response("b", 0.1), response("a", 1.0), response("c", 0.0)]
-    mixed = [r | {"prompt": "mixed"} for r in mixed]
-    wrong = [response(x, 0.1) for x in "aabb"]
-    cut = [response("a", 1.0)] * 3 + [response("b", 0.0, ended=False)]
-    none = [response("a", 1.0, ended=False)] * 2 + [response("b", 0.1, ended=False)] * 2
-    pairs, counts = make_pairs(right + mixed + wrong + cut + none, 4, 8)
-    assert sorted((p["prompt"], p["chosen"], p["rejected"]) for p in pairs) == [
-        ("mixed", "a", "b"), ("mixed", "a", "c")]
-    assert counts == {"questions": 5, "responses": 20, "cut_off": 5, "paired": 1, "all_right": 2,
-                      "all_wrong": 1, "all_cut_off": 1, "pairs": 2}
-
-
-def test_make_pairs_takes_no_more_than_most_and_no_pair_twice():
-    responses = [response(f"right {i}", 1.0) for i in range(5)]
-    responses += [response(f"wrong {i}", 0.1) for i in range(5)]
-    for most in [1, 7, 25, 100]:
-        pairs, _ = make_pairs(responses, 10, most)
-        assert len(pairs) == len({(p["chosen"], p["rejected"]) for p in pairs}) == min(most, 25)
-        assert all("right" in p["chosen"] and "wrong" in p["rejected"] for p in pairs)
-
-
-def test_encode_meets_at_the_seam_and_ends_in_one_eos():
-    tokenizer, eos = byte_tokenizer(), 1
-    pairs = [{"prompt": "Q?\n", "chosen": "yes", "rejected": "no<eos>, or<eos>"}]
-    [pair] = encode(tokenizer, pairs, 100)
-    assert tokenizer.decode(pair["prompt"] + pair["chosen"]) == "Q?\nyes<eos>"
-    assert tokenizer.decode(pair["rejected"]) == "no<eos>"
-    assert pair["chosen"].count(eos) == pair["rejected"].count(eos) == 1
-    assert pair["prompt"] == tokenizer("Q?\n")["input_ids"]
-
-
-def test_encode_begins_a_prompt_and_no_response_with_bos():
-    tokenizer = byte_tokenizer(bos="<bos>")
-    [pair] = encode(tokenizer, [{"prompt": "Q", "chosen": "a", "rejected": "b"}], 9)
-    assert pair["prompt"][0] == 258 and len(pair["prompt"]) == 2
-    assert 258 not in pair["chosen"] + pair["rejected"] and len(pair["chosen"]) == 2
-
-
-def test_encode_leaves_out_long_pairs_and_equal_sides():
-    pairs = [{"prompt": "12345", "chosen": "1234", "rejected": "12"},  # 5 + 4 + EOS = 10 tokens
-             {"prompt": "12345", "chosen": "12", "rejected": "12345"},
-             {"prompt": "1", "chosen": "same", "rejected": "same"}]
-    assert len(encode(byte_tokenizer(), pairs, 10)) == 1
-    assert len(encode(byte_tokenizer(), pairs, 11)) == 2
-    assert not encode(byte_tokenizer(), pairs, 9)
-
-
-def test_split_conversation():
-    start = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
-    assert split_conversation(start + " Good bye", start + " Go on") == {
-        "prompt": start, "chosen": " Good bye", "rejected": " Go on"}
-    # two conversations that part before the last turn: what follows there is the response
-    one = "\n\nHuman: Hi\n\nAssistant: A\n\nHuman: B\n\nAssistant: C"
-    two = "\n\nHuman: Hi\n\nAssistant: D"
-    assert split_conversation(one, two) == {
-        "prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " A\n\nHuman: B\n\nAssistant: C",
-        "rejected": " D"}
-    assert split_conversation("yes", "no")["prompt"] == ""
-
-
-def test_load_pairs_reads_both_formats(tmp_path):
-    pair = {"prompt": "Q", "chosen": "a", "rejected": "b"}
-    talk = {"chosen": "\n\nHuman: Q\n\nAssistant: a", "rejected": "\n\nHuman: Q\n\nAssistant: b"}
-    for name, rows in [("plain.jsonl", [pair, pair]), ("talk.jsonl", [talk])]:
-        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
-    assert load_pairs(str(tmp_path / "plain.jsonl")) == [pair, pair]
-    [split] = load_pairs(str(tmp_path / "talk.jsonl"))
-    assert split == {"prompt": "\n\nHuman: Q\n\nAssistant:", "chosen": " a", "rejected": " b"}
-    folder = tmp_path / "hub_set"  # a hub set's layout
-    folder.mkdir()
-    (folder / "train.jsonl").write_text(json.dumps(talk))
-    assert load_pairs(str(folder)) == [split]
-
-
-@pytest.mark.parametrize("text, words", [
-    ('{"prompt": "Q", "chosen": "a"}', "row 1"), ('{"prompt": "Q", "chosen": 1, "rejected": 2}',
-                                                  "row 1"),
-    ('{"chosen": "yes", "rejected": "no"}', "do not begin alike"), ("{", "line 1 of"),
-    ('{"prompt": "", "chosen": "yes", "rejected": "no"}', "has no prompt"),
-    ("", "is empty"), (None, "cannot be read")])
-def test_load_pairs_bad_input_is_one_sentence(tmp_path, text, words, capsys):
-    file = tmp_path / "pairs.jsonl"
-    if text is not None:
-        file.write_text(text)
-    with pytest.raises(SystemExit) as stopped:
-        load_pairs(str(file))
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and words in error and error.count("\n") == 1
-
-
-def test_hold_out_keeps_a_prompts_pairs_together():
-    pairs = [{"prompt": f"{i // 3}", "chosen": f"{i}", "rejected": ""} for i in range(120)]
-    torch.manual_seed(1)
-    parts = hold_out(pairs)
-    assert [len(part) for part in parts] == [108, 6, 6]  # of 40 prompts, 2 each
-    prompts = [{p["prompt"] for p in part} for part in parts]
-    assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
-    assert parts == hold_out(pairs)  # whatever the seed
-    assert [len(part) for part in hold_out(pairs, most=4)] == [108, 4, 4]
-
-
 def test_measure_pairs_counts_ties_half():
     lm = tiny_lm(seed=1)
     pairs = [{"prompt": [2], "chosen": [3 + i, 1], "rejected": [4] * i + [1]} for i in range(4)]
@@ -285,7 +173,7 @@ def test_measure_pairs_counts_ties_half():
 
 def run(tmp_path, *flags, name="dpo"):
     out = tmp_path / name
-    dpo.main(["--limit=24", "--epochs=2", "--max-new-tokens=12", "--device=cpu", f"--out={out}",
+    dpo.main(["--limit=24", "--eval-limit=24", "--epochs=2", "--max-new-tokens=12", "--device=cpu", f"--out={out}",
               *flags])
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: x for k, x in line.items() if k != "seconds"} for line in lines]
@@ -301,7 +189,8 @@ def write_pairs(tmp_path, count=20):
 def test_main_runs_end_to_end_and_is_reproducible(tmp_path, monkeypatch):
     """Warm-up, sampling, pairs, training. The verdicts are scripted: a random model has none."""
     monkeypatch.setattr(dpo, "respond", lambda *a, seed, **k: [
-        response(f"{seed} {i}", float(i % 2)) | {"prompt": f"Q{i // 8}"} for i in range(192)])
+        {"prompt": f"Q{i // 8}", "response": f"{seed} {i}", "correct": i % 2 == 1, "ended": True}
+        for i in range(192)])
     model = f"--model={save_tiny(tmp_path / 'base')}"
     flags = [model, "--warmup-epochs=1", "--samples=8", "--pairs-per-question=4"]
     first = run(tmp_path, *flags, name="a/dpo")
@@ -326,7 +215,6 @@ def test_main_runs_end_to_end_and_is_reproducible(tmp_path, monkeypatch):
 
 def test_main_samples_from_the_warmup_and_pairs_by_the_rule(tmp_path):
     """A model of sixteen tokens, one of them the right answer: DPO learns to give it."""
-    from tests.tiny import save_answers
     warmup = save_answers(tmp_path / "model")
     task = tmp_path / "task"
     task.mkdir()
@@ -438,19 +326,21 @@ def test_main_does_not_write_over_what_it_starts_from(tmp_path, flag, capsys):
     assert sorted(path.name for path in out.iterdir()) == kept
 
 
-@pytest.mark.parametrize("scripted, best", [([0.1, 0.5, 0.3, 0.2], 1), ([0.5, 0.1, 0.3, 0.2], 0)])
+@pytest.mark.parametrize("scripted, best", [
+    ([0.1, 0.5, 0.3, 0.2], 1), ([0.1, 0.5, 0.5, 0.2], 1), ([0.5, 0.1, 0.5, 0.2], 0)])
 def test_main_keeps_its_best_step(tmp_path, monkeypatch, capsys, scripted, best):
-    """Dev accuracy is scripted, warm-up first: the best weights are tested and saved."""
-    weights, accuracies = [], iter(scripted + [0.75, 0.25])  # last, on test: DPO and warm-up
-    def evaluate(lm, *rest, **how):
-        weights.append(lm.lm_head.weight.detach().clone())
-        return {"accuracy": next(accuracies), "mean_tokens": 1.0, "eos_rate": 1.0, "careful": 0.0}
-    monkeypatch.setattr(dpo, "evaluate", evaluate)
+    """Dev accuracy is scripted, warm-up first: the best weights, of equals the first, are tested
+    and saved. On test the warm-up is measured, and then DPO."""
+    weights = script_accuracies(monkeypatch, dpo, dev=scripted, test=[0.25, 0.75])
     run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", write_pairs(tmp_path), "--epochs=3",
         "--eval-every=1")
-    saved = load_model(tmp_path / "dpo", "cpu")[0].lm_head.weight
-    assert torch.equal(saved, weights[best]) and torch.equal(weights[4], weights[best])
-    assert torch.equal(weights[5], weights[0]) and not torch.equal(weights[1], weights[2])
+    of_dev, (of_warmup, of_dpo) = weights[:4], weights[4:]
+    saved = load_model(tmp_path / "dpo", "cpu")[0].state_dict()
+    assert len({tuple(w["lm_head.weight"].flatten().tolist()) for w in of_dev}) == 4
+    for name in saved:
+        assert torch.equal(of_warmup[name], of_dev[0][name])
+        assert torch.equal(of_dpo[name], of_dev[best][name])
+        assert torch.equal(saved[name], of_dev[best][name])
     result = json.loads((tmp_path / "dpo/result.json").read_text())
     assert (result["dev_accuracy"], result["test_accuracy"], result["warmup_test_accuracy"],
             result["best_step"]) == (0.5, 0.75, 0.25, best)

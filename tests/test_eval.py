@@ -1,4 +1,3 @@
-import itertools
 import json
 import math
 import re
@@ -6,14 +5,12 @@ import re
 import pytest
 import torch
 
-import runs
 import eval as evaluation  # the module, to replace a function in it; never a bare `import eval`
-from eval import (at_k, bootstrap, by_seed, evaluate, grade, main, maj_at_k, majority,
-                  mean_and_error, pass_at_k, percent, respond, response_kl, reward_and_kl)
-from generate import load_model
-from runs import log_step, write_json, write_lines
-from verifier import load_problems
+from eval import evaluate, main, respond, response_kl, reward_and_kl
+from plumbing.files import log_step, write_json, write_lines
+from plumbing.models import load_model
 from tests.tiny import byte_tokenizer, completions, save_answers, save_tiny, tiny_lm
+from verifier import Task, load_problems
 
 
 def test_evaluate_counts_by_hand(monkeypatch):
@@ -25,10 +22,13 @@ def test_evaluate_counts_by_hand(monkeypatch):
     del rows[-1][-1]
     monkeypatch.setattr(evaluation, "generate_rows", lambda *args, **kwargs: rows)
     problems = {"question": ["q"] * 5, "answer": ["3"] * 5}
-    measured = evaluate(torch.nn.Linear(1, 1), tokenizer, problems)
+    measured = evaluate(torch.nn.Linear(1, 1), tokenizer, problems, task=Task("word_problems"))
     assert measured["accuracy"] == 2 / 5 and measured["eos_rate"] == 4 / 5
     assert measured["no_answer"] == 2 / 5 and measured["careful"] == 1 / 5
     assert measured["mean_tokens"] == pytest.approx(sum(len(t) + 1 for t in texts) / 5 - 1 / 5)
+    # of another task the embedded one's metric says nothing; the rest is the same
+    other = evaluate(torch.nn.Linear(1, 1), tokenizer, problems)
+    assert measured == other | {"careful": 1 / 5} and "careful" not in other
 
 
 def test_evaluate_leaves_the_model_in_the_mode_it_found(tmp_path):
@@ -38,84 +38,6 @@ def test_evaluate_leaves_the_model_in_the_mode_it_found(tmp_path):
     lm.register_forward_pre_hook(lambda module, args: modes.append(module.training))
     evaluate(lm.train(), tokenizer, problems, max_new_tokens=2)
     assert lm.training and not any(modes)
-
-
-# --- statistics ---
-
-
-def test_percent_by_hand():
-    """Wilson's interval. Of 50 in 100: the middle stays at 0.5, the half width is
-    1.96 / 1.038416 * sqrt(0.25 / 100 + 0.00009604) = 0.0962. Of 0 in 100: from 0 to
-    0.038416 / 1.038416."""
-    assert percent(0.5, 100) == "50.0% [40.4, 59.6]"
-    assert percent(0.0, 100) == "0.0% [0.0, 3.7]"
-    assert percent(1.0, 100) == "100.0% [96.3, 100.0]"
-    assert percent(0.0, 60).startswith("0.0% [0.0, ")  # where rounding goes below 0
-
-
-@pytest.mark.parametrize("n, c", [(5, 0), (5, 2), (5, 5), (6, 1)])
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, c):
-    for k in range(1, n + 1):
-        subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
-        assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
-
-
-@pytest.mark.parametrize("answers, expected", [
-    (["3", "5", "5"], "5"), (["3", "5", "5", "3"], "3"), (["5", "3", "3", "5"], "5"),
-    ([None, None, "7"], "7"), ([None, None], None), ([], None)])
-def test_majority_of_answers_that_parse_and_ties_go_to_the_first(answers, expected):
-    assert majority(answers) == expected
-
-
-def test_maj_at_k_is_a_mean_over_lots():
-    """Seven samples, 4 is right. Lots of three: (4, 5, 5) is wrong, (4, None, 4) right, the seventh
-    left over. Lots of two: ties go to the first: 4, then 5, then 4."""
-    answers = ["4", "5", "5", "4", None, "4", "4"]
-    correct = [a == "4" for a in answers]
-    assert maj_at_k(answers, correct, 3) == 1 / 2
-    assert maj_at_k(answers, correct, 2) == 2 / 3
-    assert maj_at_k(answers, correct, 1) == 4 / 7
-    assert maj_at_k(answers, correct, 7) == 1.0
-    assert maj_at_k([None, None], [False, False], 2) == 0.0
-
-
-def test_at_k_by_hand():
-    """Two problems of four samples: right are 1 of 4, and 3 of 4."""
-    def samples(*answers):
-        return [{"extracted": a, "score": float(a == "1")} for a in answers]
-    passed, voted = at_k([samples("1", "2", "2", "3"), samples("2", "1", "1", "1")], 4)
-    assert passed == {1: 0.5, 4: 1.0} and voted == {1: 0.5, 4: 0.5}
-    assert list(at_k([samples(*"1" * 32)], 32)[0]) == [1, 4, 16, 32]
-    assert list(at_k([samples("1")], 1)[0]) == [1]
-
-
-def test_bootstrap_covers_the_true_difference_95_percent_of_the_time():
-    """Two runs that agree on most problems: second is right on 60%, first on 50%, both together on
-    45%. Of 400 drawn tests, the interval must hold 0.10 in 92 to 98 of a hundred; an unpaired one,
-    twice as wide, holds it in all."""
-    torch.manual_seed(0)
-    both, held, count = torch.tensor([0.45, 0.05, 0.15, 0.35]), 0, 400  # (1,1) (1,0) (0,1) (0,0)
-    for i in range(count):
-        kind = torch.multinomial(both, 200, replacement=True)
-        first, second = (kind <= 1).float()[None], ((kind == 0) | (kind == 2)).float()[None]
-        low, high = bootstrap(first, second, draws=500, seed=i)
-        held += low <= 0.10 <= high
-    assert 0.92 <= held / count <= 0.98
-
-
-def test_bootstrap_draws_the_runs_too():
-    """Runs that are all right and all wrong: with both in each group, any difference can come out
-    for other seeds; with one run each there is none to draw."""
-    right, wrong = torch.ones(1, 50), torch.zeros(1, 50)
-    assert bootstrap(wrong, right) == (1.0, 1.0)
-    both = torch.cat([right, wrong])
-    assert bootstrap(both, both) == (-1.0, 1.0)
-
-
-def test_mean_and_error_takes_a_problems_samples_as_one():
-    """Means of the problems 1, 2 and 6: mean 3, standard deviation sqrt(7), error sqrt(7 / 3)."""
-    mean, error = mean_and_error([0.0, 2.0, 2.0, 2.0, 5.0, 7.0], 2)
-    assert (mean, error) == (pytest.approx(3.0), pytest.approx((7 / 3) ** 0.5))
 
 
 # --- the KL ---
@@ -165,14 +87,15 @@ def test_reward_and_kl_of_samples(tmp_path):
     is 0."""
     lm, tokenizer = load_model(save_answers(tmp_path / "m"), "cpu")
     problems = {"question": ["a", "b", "c", "d"] * 50, "answer": ["7"] * 200}
-    point = reward_and_kl(lm, lm, tokenizer, problems, n=4, max_new_tokens=4)
+    task = Task(dev=problems)
+    point = reward_and_kl(lm, lm, tokenizer, task, n=4, max_new_tokens=4)
     assert point["dev_kl"] == 0 and point["dev_kl_error"] == 0
     other = tiny_lm(vocab_size=16, seed=9, scale=0.3)
-    moved = reward_and_kl(lm, other, tokenizer, problems, n=4, max_new_tokens=4)
-    sampled = respond(lm, tokenizer, problems, "nl", 4, n=4, temperature=1.0, seed=0)
+    moved = reward_and_kl(lm, other, tokenizer, task, n=4, max_new_tokens=4)
+    sampled = respond(lm, tokenizer, problems, task, 4, n=4, temperature=1.0, seed=0)
     expected = response_kl(lm, other, tokenizer, sampled).mean().item()
     assert moved["dev_kl"] == pytest.approx(expected, rel=1e-4) and expected > 0.1
-    responses = respond(lm, tokenizer, problems, "nl", 4, n=4, temperature=1.0, seed=0)
+    responses = respond(lm, tokenizer, problems, task, 4, n=4, temperature=1.0, seed=0)
     assert point["dev_reward"] == pytest.approx(sum(r["score"] for r in responses) / 800)
     assert 0.1 < point["dev_reward"] < 0.2 and 0 < point["dev_reward_error"] < 0.03
 
@@ -183,13 +106,14 @@ def test_reward_and_kl_of_samples(tmp_path):
 def test_respond_grades_n_responses_to_each_problem_in_order(tmp_path):
     lm, tokenizer = load_model(save_answers(tmp_path / "m"), "cpu")
     problems = {"question": ["long question", "b"], "answer": ["7", "8"]}
-    responses = respond(lm, tokenizer, problems, "nl", 3, n=5, temperature=1.0, seed=0)
+    responses = respond(lm, tokenizer, problems, Task(), 3, n=5, temperature=1.0, seed=0)
     assert [r["answer"] for r in responses] == ["7"] * 5 + ["8"] * 5
     assert all("long" in r["prompt"] for r in responses[:5])
     for r in responses:
         last = [t for t in r["response"].split("The answer is ") if t][-1:]
         stated = last[0].rstrip(".") if last else None
         assert r["extracted"] == stated
+        assert r["correct"] == (stated == r["answer"])
         assert r["score"] == (0.0 if stated is None else 1.0 if stated == r["answer"] else 0.1)
         assert r["ended"] == (r["ids"][-1] == 1)
 
@@ -201,7 +125,8 @@ def make_run(folder, metrics=({"step": 1},), save=save_tiny, **flags):
     """A finished run, as a script leaves it."""
     save(folder / "model")
     write_json(folder, "config.json", {"flags": {
-        "task": "word_problems", "cot": "nl", "limit": 3, "max_new_tokens": 4, **flags}})
+        "task": "word_problems", "cot": "nl", "limit": 5, "eval_limit": 3,
+        "max_new_tokens": 4, **flags}})
     write_json(folder, "result.json", {
         "seconds": 60.0, "peak_memory_mb": 500, "dev_accuracy": 0.4, "mean_tokens": 30.0,
         "careful": 0.2})
@@ -254,7 +179,7 @@ def test_main_measures_the_kl_to_the_warmup(tmp_path, capsys):
     assert (warmup, reft) == (0, 0)
     # of the model to the warm-up and not the other way, on the model's own samples
     (model, tokenizer), (reference, _) = (load_model(f, "cpu") for f in [folders[1], folders[0]])
-    sampled = respond(model, tokenizer, load_problems("word_problems", "test", 3), "nl", 4, 2, 1.0,
+    sampled = respond(model, tokenizer, load_problems("word_problems", "test", 3), Task(), 4, 2, 1.0,
                       seed=0)
     expected = response_kl(model, reference, tokenizer, sampled).mean().item()
     other_way = response_kl(reference, model, tokenizer, sampled).mean().item()
@@ -262,15 +187,26 @@ def test_main_measures_the_kl_to_the_warmup(tmp_path, capsys):
     assert "KL to warm-up" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flags, problems", [
+    ([], 3), (["--split=train"], 5), (["--limit=2"], 2), (["--split=train", "--limit=2"], 2)])
+def test_main_measures_as_many_problems_as_the_run_did(tmp_path, flags, problems):
+    """A run that trained on 5 questions and was tested on 3; unless the flags say otherwise."""
+    run = make_run(tmp_path / "sft")
+    main([run, *flags, "--samples=0", "--device=cpu", f"--out={tmp_path / 'compare'}"])
+    measured = json.loads((tmp_path / "compare/compare.json").read_text())
+    assert measured[run]["problems"] == len(measured[run]["correct"]) == problems
+
+
 def test_main_averages_runs_that_differ_in_seed_alone(tmp_path, capsys, monkeypatch):
     """Two seeds at 50% and 70%: mean 60.0%, standard deviation sqrt(2 * 10^2 / 1) = 14.1 points.
     The others have a row each, with the difference to the first: 90 - 60 and 10 - 60."""
     scripted = iter([5, 7, 9, 1])
-    def measure(*_):
+    def measure_fully(run, *_):
         right = next(scripted)
-        return {"accuracy": right / 10, "correct": [1] * right + [0] * (10 - right),
+        return {"task": "word_problems", "split": "test", "problems": 10, "accuracy": right / 10,
+                "correct": [1] * right + [0] * (10 - right), "cost": evaluation.cost_of(run),
                 "mean_tokens": 1.0, "eos_rate": 1.0, "no_answer": 0.25, "careful": 0.0}
-    monkeypatch.setattr(evaluation, "measure", measure)
+    monkeypatch.setattr(evaluation, "measure_fully", measure_fully)
     steps = [{"step": i, "questions": 16, "samples": 8, "accuracy": 0.3, "reward": 0.3,
               "response_tokens": 20.0, "careful": 0.1} for i in [1, 2]]
     folders = [make_run(tmp_path / "0/reft", steps, seed=0, warmup=str(tmp_path / "0/warmup")),
@@ -295,58 +231,22 @@ def test_main_averages_runs_that_differ_in_seed_alone(tmp_path, capsys, monkeypa
         "32", "16", "200", "4", "500"]
     assert [c.strip() for c in cost.splitlines()[4].split("|")[2:-1]] == [
         "16", "0", "100", "2", "500"]
-    measured = json.loads((tmp_path / "compare/compare.json").read_text())
-    assert all(m["problems"] == 3 for m in measured.values())  # the runs' own limit
     assert (tmp_path / "compare/curves.png").stat().st_size > 10_000
     assert (tmp_path / "compare/compare.md").read_text().strip() in printed
 
 
-def test_by_seed_follows_runs_that_start_from_each_seeds_own_model(tmp_path):
-    folders = [make_run(tmp_path / f"{seed}/more", seed=seed, model=f"{tmp_path}/{seed}/warmup")
-               for seed in [0, 1]]
-    assert by_seed(folders) == [("more", folders)]
-    # from another kind of model: a row of its own, and a name that tells the two apart
-    third = make_run(tmp_path / "2/more", seed=2, model=f"{tmp_path}/2/sft")
-    assert by_seed([*folders, third]) == [(folders[0], folders), (third, [third])]
-
-
-def test_frontier_goes_on_where_it_was_interrupted(tmp_path, capsys, monkeypatch):
-    """Interrupted in its third run: that one is made again, the two before it are not."""
-    made, interrupt = [], 3
-    def run(command, check):
-        made.append(command[1].name + " " + " ".join(command[2:-1]))
-        if len(made) == interrupt:
-            raise KeyboardInterrupt
-        flags = dict(flag[2:].split("=") for flag in command[2:])
-        folder = evaluation.Path(flags.pop("out"))
-        for name in ["kl-coef", "beta"]:
-            if name in flags:
-                flags[name.replace("-", "_")] = float(flags.pop(name))
-        config = runs.shared_defaults() | {"eval_samples": 4} | flags
-        config |= {"limit": int(config["limit"]), "eval_samples": 4, "eval_every": 10}
-        make_run(folder, [{"step": 1, "dev_reward": 0.5, "dev_reward_error": 0.01, "dev_kl": 2.0,
-                           "dev_kl_error": 0.1}], **config)
-    monkeypatch.setattr(evaluation.subprocess, "run", run)
-    arguments = ["--frontier", "--limit=8", f"--out={tmp_path / 'frontier'}"]
+def test_main_finds_a_broken_model_before_it_measures_the_first(tmp_path, monkeypatch, capsys):
+    """Measuring may take an hour; of the second model only half of the weights are there."""
+    for name in ["whole", "broken"]:
+        save_tiny(tmp_path / name)
+    weights = tmp_path / "broken" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    monkeypatch.setattr(evaluation, "respond", lambda *args, **kwargs: pytest.fail("too early"))
     with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 130
-    printed = capsys.readouterr().out
-    assert "9 of them still to make: about 14 minutes" in printed and "goes on from here" in printed
-    interrupt = None
-    main(arguments)
-    assert "7 of them still to make: about 10 minutes" in capsys.readouterr().out
-    assert len(made) == 3 + 7 and made[2] == made[3] and len(set(made)) == 9
-    assert all("--limit=8" in command and "--eval-samples=4" in command for command in made)
-    assert (tmp_path / "frontier/frontier.png").stat().st_size > 10_000
-    main([*arguments[:1], "--limit=9", *arguments[2:]])  # another setting: all are made again
-    assert len(made) == 10 + 9
-
-
-def test_frontier_stops_where_a_run_fails(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["--frontier", "--model=no/such/model", f"--out={tmp_path / 'frontier'}"])
-    assert stopped.value.code == 2 and "reft_ppo.py ended with code 2" in capsys.readouterr().err
+        main([str(tmp_path / "whole"), str(tmp_path / "broken"), "--limit=2", "--device=cpu",
+              f"--out={tmp_path / 'compare'}"])
+    assert stopped.value.code == 2 and "broken: no model could" in capsys.readouterr().err
+    assert not (tmp_path / "compare").exists()
 
 
 @pytest.mark.parametrize("arguments, words", [

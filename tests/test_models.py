@@ -8,12 +8,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dpo
-import generate
+import eval as evaluation
 import reft_ppo
-import runs
 import sft
 from eval import evaluate
-from generate import checkpoint_layers, encode_prompts, load_model, load_to_train, pad
+from plumbing import models
+from plumbing.files import read_json, read_metrics
+from plumbing.models import checkpoint_layers, load_model, load_to_train
+from plumbing.packing import pad
+from plumbing.sampling import encode_prompts
 from sft import sft_loss
 from tests.tiny import BOS, KINDS, byte_tokenizer, save_tiny
 from verifier import format_prompt
@@ -36,38 +39,38 @@ def write_task(folder):
 def test_main_of_every_script_takes_every_kind(kind, tmp_path, monkeypatch):
     """Warm-up, ReFT, DPO; EOS is learned and found, and what is saved loads as it was."""
     ever_better = itertools.count()  # so that the warm-up keeps its last epoch
-    monkeypatch.setattr(sft, "evaluate", lambda *args, **how: evaluate(*args, **how) | {
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args, **how: evaluate(*args, **how) | {
         "accuracy": next(ever_better) / 100})
     base, task = save_tiny(tmp_path / "base", kind), tmp_path / "task"
     write_task(task)
     shared = [f"--task={task}", "--max-new-tokens=24", "--device=cpu"]
     sft.main([*shared, f"--model={base}", "--epochs=60", "--batch-size=4", "--lr=1e-2",
               f"--out={tmp_path / 'warmup'}"])
-    learned = runs.read_json(tmp_path / "warmup", "result.json")
+    learned = read_json(tmp_path / "warmup", "result.json")
     assert learned["no_answer"] == 0
     assert learned["mean_tokens"] == len("A: 3") + 1 and learned["eos_rate"] == 1
 
     shared.append(f"--warmup={tmp_path / 'warmup'}")
     used = set()
     for name in ["in_bfloat16", "checkpoint"]:
-        monkeypatch.setattr(generate, name, lambda *args, name=name, original=getattr(
-            generate, name), **inputs: used.add(name) or original(*args, **inputs))
+        monkeypatch.setattr(models, name, lambda *args, name=name, original=getattr(
+            models, name), **inputs: used.add(name) or original(*args, **inputs))
     reft_ppo.main([*shared, "--steps=2", "--batch-size=8", "--minibatch-size=4", "--lr=1e-6",
                    "--micro-batch-size=3", "--generate-batch-size=5", "--dtype=bfloat16",
                    "--gradient-checkpointing", f"--out={tmp_path / 'reft'}"])
-    first, second = runs.read_metrics(tmp_path / "reft")
+    first, second = read_metrics(tmp_path / "reft")
     assert used == {"in_bfloat16", "checkpoint"}
     assert first["samples"] == 8 and first["kl"] == 0
     assert first["reward"] > 0 and first["grad_norm"] > 0
     assert abs(second["kl"]) < 0.5 and first["approx_kl"] < 1e-4
     dpo.main([*shared, f"--pairs={task / 'pairs.txt'}", "--epochs=3", "--batch-size=8",
               "--lr=1e-4", f"--out={tmp_path / 'dpo'}"])
-    metrics = runs.read_metrics(tmp_path / "dpo")[1:]
+    metrics = read_metrics(tmp_path / "dpo")[1:]
     assert metrics[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # log 2, at the reference
     assert metrics[-1]["margin"] > 0.01
 
     for name in ["warmup", "reft", "dpo"]:
-        assert runs.read_json(tmp_path / name, "result.json")["no_answer"] == 0
+        assert read_json(tmp_path / name, "result.json")["no_answer"] == 0
         model = AutoModelForCausalLM.from_pretrained(tmp_path / name / "model")
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / name / "model")
         assert model.dtype == torch.float32 and tokenizer.eos_token_id == 1
@@ -174,6 +177,6 @@ def test_sft_main_micro_batches_give_the_batchs_gradient(tmp_path):
                   f"--micro-batch-size={size}", "--max-new-tokens=4", "--device=cpu",
                   f"--out={tmp_path / str(size)}"])
     whole, *others = ([{k: m[k] for k in ["loss", "grad_norm", "tokens", "questions"]}
-                       for m in runs.read_metrics(tmp_path / str(size))] for size in [16, 5, 1])
+                       for m in read_metrics(tmp_path / str(size))] for size in [16, 5, 1])
     for parts in others:
         assert parts == [pytest.approx(m, rel=1e-4) for m in whole]

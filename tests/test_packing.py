@@ -5,9 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, Lfm2Config
 
-import packing
-from generate import pad
-from packing import pack, predict
+from plumbing import packing
+from plumbing.packing import pack, pad, predict
 from tests.tiny import KINDS, tiny_lm
 
 EXAMPLES = [([2, 3, 4], [5, 6, 1]), ([7], [8]), ([9, 10, 11, 2, 3, 4, 5, 6, 7], [8, 9, 10, 3, 1]),

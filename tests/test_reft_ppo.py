@@ -6,11 +6,15 @@ import pytest
 import torch
 
 import reft_ppo
-from generate import generate_ids, load_model, pad
+from plumbing.files import read_metrics, write_lines
+from plumbing.models import load_model
+from plumbing.packing import pad
+from plumbing.sampling import generate_ids
 from reft_ppo import (PolicyWithValue, Rollout, compute_gae, diagnose, logprobs_and_values,
                       micro_batches, policy_loss, score_tokens, token_rewards, value_loss, whiten)
-from tests.tiny import KINDS, completions, save_answers, save_tiny, tiny_lm
-
+from tests.tiny import (KINDS, byte_tokenizer, completions, save_answers, save_tiny,
+                        script_accuracies, tiny_lm)
+from verifier import Grade, Task
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl"
 
@@ -276,14 +280,6 @@ def test_policy_with_value_starts_with_value_zero():
     assert values.shape == (2,) and not values.any()
 
 
-def test_take_asks_each_question_once_a_pass():
-    order, asked = [], []
-    for _ in range(10):
-        asked += reft_ppo.take(order, 7, 5)
-    passes = [asked[at:at + 5] for at in range(0, 70, 5)]
-    assert all(sorted(one) == [0, 1, 2, 3, 4] for one in passes) and len(set(map(tuple, passes))) > 5
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_first_minibatch_has_ratio_one(kind):
     """Also where the minibatch is cut otherwise than the scoring was and the LM knows dropout."""
@@ -324,15 +320,21 @@ def test_micro_batches_give_the_gradient_of_the_whole_minibatch():
 # --- whole runs ---
 
 
+def pay_every_second_length(monkeypatch):
+    """Something to learn from, which a random model's answers are not."""
+    monkeypatch.setattr(Task, "grade", lambda self, texts, answers: [
+        Grade(None, False, float(len(text) % 2)) for text in texts])
+
+
 def test_main_runs_end_to_end_and_is_reproducible(tmp_path):
     """Warm-up and two steps of a random model; a seed gives the same numbers, another does not."""
     model = save_tiny(tmp_path / "base")
     def run(name, seed):
         out = tmp_path / name / "reft"
-        reft_ppo.main([f"--model={model}", "--limit=24", "--warmup-epochs=1", "--steps=2",
-                       "--batch-size=16", "--minibatch-size=8", "--micro-batch-size=5",
-                       "--max-new-tokens=12",
-                       f"--seed={seed}", "--device=cpu", f"--out={out}"])
+        reft_ppo.main([f"--model={model}", "--limit=24", "--eval-limit=8", "--warmup-epochs=1",
+                       "--steps=2", "--batch-size=16", "--minibatch-size=8",
+                       "--micro-batch-size=5", "--max-new-tokens=12", f"--seed={seed}",
+                       "--device=cpu", f"--out={out}"])
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         for line in lines:
             del line["seconds"]
@@ -350,8 +352,8 @@ def test_main_runs_end_to_end_and_is_reproducible(tmp_path):
 def test_main_reuses_a_warmup_only_if_made_with_the_same_settings(tmp_path, capsys):
     model = save_tiny(tmp_path / "base")
     def run(*more):
-        reft_ppo.main([f"--model={model}", "--limit=8", "--warmup-epochs=1", "--steps=1",
-                       "--batch-size=4", "--max-new-tokens=4", "--device=cpu",
+        reft_ppo.main([f"--model={model}", "--limit=8", "--eval-limit=2", "--warmup-epochs=1",
+                       "--steps=1", "--batch-size=4", "--max-new-tokens=4", "--device=cpu",
                        f"--out={tmp_path / 'reft'}", "--overwrite", *more])
         return "reusing" in capsys.readouterr().out
     assert [run(), run(), run("--seed=1"), run("--seed=1"), run("--seed=1", "--cot=program"),
@@ -370,26 +372,27 @@ def test_main_refuses_to_write_over_its_own_warmup(tmp_path, capsys):
 def test_main_names_the_baseline_of_the_same_task(tmp_path, capsys):
     """What the summary says to run next is SFT on the same problems, of the same model and seed."""
     base, out = save_tiny(tmp_path / "base"), tmp_path / "reft"
-    reft_ppo.main([f"--warmup={base}", f"--model={base}", "--limit=8", "--seed=3", "--steps=1",
-                   "--batch-size=4", "--max-new-tokens=4", "--device=cpu", f"--out={out}"])
+    reft_ppo.main([f"--warmup={base}", f"--model={base}", "--limit=8", "--eval-limit=2", "--seed=3",
+                   "--steps=1", "--batch-size=4", "--max-new-tokens=4", "--device=cpu",
+                   f"--out={out}"])
     [command] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("next:")]
     assert set(command.split()[3:-3]) == {
-        f"--model={base}", "--limit=8", "--seed=3", "--device=cpu", "--max-new-tokens=4",
-        f"--out={tmp_path / 'sft'}"}
+        f"--model={base}", "--limit=8", "--eval-limit=2", "--seed=3", "--device=cpu",
+        "--max-new-tokens=4", f"--out={tmp_path / 'sft'}"}
 
 
 def test_main_measures_the_frontiers_reward_and_kl(tmp_path, monkeypatch):
     """At a learning rate of next to nothing the policy is still its reference, KL 0; else not."""
-    reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base')}", "--limit=4", "--steps=1",
-                   "--batch-size=4", "--max-new-tokens=4", "--eval-samples=2", "--lr=1e-12",
-                   "--device=cpu", f"--out={tmp_path / 'reft'}"])
+    reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base')}", "--limit=4", "--eval-limit=4",
+                   "--steps=1", "--batch-size=4", "--max-new-tokens=4", "--eval-samples=2",
+                   "--lr=1e-12", "--device=cpu", f"--out={tmp_path / 'reft'}"])
     metrics = json.loads((tmp_path / "reft/metrics.jsonl").read_text())
     assert metrics["dev_kl"] == pytest.approx(0, abs=1e-6) and metrics["dev_reward"] == 0
     assert metrics["questions"] == metrics["samples"] == 4
-    monkeypatch.setattr(reft_ppo, "reward", lambda text, *rest: float(len(text) % 2))
-    reft_ppo.main([f"--warmup={tmp_path / 'base'}", "--limit=8", "--steps=1", "--eval-samples=2",
-                   "--batch-size=8", "--max-new-tokens=12", "--lr=1e-2", "--device=cpu",
-                   f"--out={tmp_path / 'moved'}"])
+    pay_every_second_length(monkeypatch)
+    reft_ppo.main([f"--warmup={tmp_path / 'base'}", "--limit=8", "--eval-limit=4", "--steps=1",
+                   "--eval-samples=2", "--batch-size=8", "--max-new-tokens=12", "--lr=1e-2",
+                   "--device=cpu", f"--out={tmp_path / 'moved'}"])
     assert json.loads((tmp_path / "moved/metrics.jsonl").read_text())["dev_kl"] > 1e-3
 
 
@@ -400,27 +403,25 @@ def test_main_first_update_has_ratio_one_and_gae_gets_its_flags(tmp_path, monkey
         seen.append((gamma, lam))
         return compute_gae(rewards, values, mask, gamma, lam)
     monkeypatch.setattr(reft_ppo, "compute_gae", spy)
-    reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base', 'gpt2')}", "--limit=8", "--steps=1",
-                   "--batch-size=8", "--minibatch-size=8", "--ppo-epochs=1", "--max-new-tokens=8",
-                   "--gamma=0.9", "--lam=0.5", "--device=cpu", f"--out={tmp_path / 'reft'}"])
+    reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base', 'gpt2')}", "--limit=8",
+                   "--eval-limit=2", "--steps=1", "--batch-size=8", "--minibatch-size=8",
+                   "--ppo-epochs=1", "--max-new-tokens=8", "--gamma=0.9", "--lam=0.5",
+                   "--device=cpu", f"--out={tmp_path / 'reft'}"])
     metrics = json.loads((tmp_path / "reft/metrics.jsonl").read_text())
     assert abs(metrics["approx_kl"]) < 1e-6 and metrics["clip_fraction"] == 0
     assert seen == [(0.9, 0.5)]
 
 
-@pytest.mark.parametrize("scripted, best", [([0.1, 0.5, 0.3, 0.2], 1), ([0.5, 0.1, 0.3, 0.2], 0)])
+@pytest.mark.parametrize("scripted, best", [
+    ([0.1, 0.5, 0.3, 0.2], 1), ([0.1, 0.5, 0.5, 0.2], 1), ([0.5, 0.1, 0.5, 0.2], 0)])
 def test_main_keeps_its_best_step_and_leaves_the_reference(tmp_path, monkeypatch, scripted, best):
-    """Dev accuracy is scripted, warm-up first: the best weights are tested and saved."""
-    weights, accuracies = [], iter(scripted + [0.25, 0.75])  # last, on test: warm-up and ReFT
-    def evaluate(lm, *rest, **how):
-        weights.append({name: x.clone() for name, x in lm.state_dict().items()})
-        return {"accuracy": next(accuracies), "mean_tokens": 1.0, "eos_rate": 1.0, "careful": 0.0}
-    monkeypatch.setattr(reft_ppo, "evaluate", evaluate)
-    # something to learn from, which a random model's answers are not
-    monkeypatch.setattr(reft_ppo, "reward", lambda text, *rest: float(len(text) % 2))
-    reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base')}", "--limit=8", "--steps=3",
-                   "--batch-size=8", "--eval-every=1", "--max-new-tokens=4", "--device=cpu",
-                   f"--out={tmp_path / 'reft'}"])
+    """Dev accuracy is scripted, warm-up first: the best weights, of equals the first, are tested
+    and saved. On test the reference, which is the warm-up, is measured, and then ReFT."""
+    weights = script_accuracies(monkeypatch, reft_ppo, dev=scripted, test=[0.25, 0.75])
+    pay_every_second_length(monkeypatch)
+    reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base')}", "--limit=8", "--eval-limit=2",
+                   "--steps=3", "--batch-size=8", "--eval-every=1", "--max-new-tokens=4",
+                   "--device=cpu", f"--out={tmp_path / 'reft'}"])
     saved = load_model(tmp_path / "reft", "cpu")[0].state_dict()
     of_dev, (of_reference, of_reft) = weights[:4], weights[4:]
     name = "model.embed_tokens.weight"
@@ -430,22 +431,59 @@ def test_main_keeps_its_best_step_and_leaves_the_reference(tmp_path, monkeypatch
         assert torch.equal(of_reft[name], of_dev[best][name])
         assert torch.equal(saved[name], of_dev[best][name])
     result = json.loads((tmp_path / "reft/result.json").read_text())
-    assert (result["dev_accuracy"], result["warmup_test_accuracy"], result["test_accuracy"]) == (
-        0.5, 0.25, 0.75)
+    assert (result["dev_accuracy"], result["warmup_test_accuracy"], result["test_accuracy"],
+            result["best_step"]) == (0.5, 0.25, 0.75, best)
+
+
+def write_sevens(folder):
+    """A task whose answer is always 7."""
+    folder.mkdir()
+    for split, size in [("train", 20), ("dev", 5), ("test", 5)]:
+        write_lines(folder, f"{split}.jsonl", [
+            {"question": f"{split} {i}", "answer": "7"} for i in range(size)])
+    return f"--task={folder}"
+
+
+def test_main_logs_the_loss_of_its_update_and_shows_its_samples(tmp_path, monkeypatch, capsys):
+    """Two responses, of two tokens that score 1 and of an EOS alone that scores 0; V = 0, no KL.
+
+    The advantages 1, 1, 0 have mean 2/3 and variance 2/9, so that whitened they are 1/sqrt(2) twice
+    and -sqrt(2). The ratio is 1: the policy's loss is -(1/sqrt(2) - sqrt(2)) / 2 = sqrt(2) / 4; the
+    value's (1/2 + 0) / 2, which is taken twice.
+    """
+    monkeypatch.setattr(reft_ppo, "generate_ids", lambda *args, **kwargs: [[10, 1], [1]])
+    reft_ppo.main([f"--warmup={save_answers(tmp_path / 'model')}", "--device=cpu",
+                   write_sevens(tmp_path / "task"), "--steps=1", "--batch-size=2", "--kl-coef=0",
+                   "--ppo-epochs=1", "--vf-coef=2", "--micro-batch-size=1", "--max-new-tokens=4",
+                   f"--out={tmp_path / 'reft'}"])
+    [metrics] = read_metrics(tmp_path / "reft")
+    assert metrics["loss"] == pytest.approx(2**0.5 / 4 + 2 * 0.25, abs=1e-4)
+    assert (metrics["reward"], metrics["accuracy"], metrics["updates"]) == (0.5, 0.5, 1)
+    assert (metrics["response_tokens"], metrics["eos_rate"], metrics["kl"]) == (1.5, 1, 0)
+    assert "careful" not in metrics  # that is another task's
+    printed = capsys.readouterr().out
+    assert "step 1: score 1.0, KL 0.00 nats, answer 7\nQuestion: train " in printed
+    assert "Answer:\nThe answer is 7.\n" in printed and "score 0.0, KL 0.00 nats" in printed
+    assert "<eos>" not in printed and "<pad>" not in printed
+
+
+def test_main_logs_the_share_of_careful_samples(tmp_path, monkeypatch):
+    """One of four, as the embedded task has it."""
+    texts = ["47 + 28: 7 + 8 = 15, 40 + 20 = 60, 60 + 15 = 75.", "47 + 28 = 75.", "75", "No."]
+    rows = [byte_tokenizer()(text)["input_ids"] + [1] for text in texts]
+    monkeypatch.setattr(reft_ppo, "generate_ids", lambda *args, **kwargs: rows)
+    reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base')}", "--limit=4", "--eval-limit=2",
+                   "--steps=1", "--batch-size=4", "--max-new-tokens=60", "--device=cpu",
+                   f"--out={tmp_path / 'reft'}"])
+    assert read_metrics(tmp_path / "reft")[0]["careful"] == 0.25
 
 
 def test_main_learns_a_trivial_task_from_reward_alone(tmp_path):
     """Sixteen tokens, one of which states the right answer: found by trying, not by imitation."""
-    task = tmp_path / "task"
-    task.mkdir()
-    for split, size in [("train", 20), ("dev", 5), ("test", 5)]:
-        rows = [{"question": f"{split} {i}", "answer": "7"} for i in range(size)]
-        (task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    reft_ppo.main([f"--warmup={save_answers(tmp_path / 'model')}", f"--task={task}", "--steps=40",
-                   "--batch-size=64", "--max-new-tokens=4", "--lr=1e-2", "--kl-coef=0.01",
-                   "--device=cpu", f"--out={tmp_path / 'reft'}"])
-    lines = (tmp_path / "reft/metrics.jsonl").read_text().splitlines()
-    metrics = [json.loads(line) for line in lines]
+    reft_ppo.main([f"--warmup={save_answers(tmp_path / 'model')}", write_sevens(tmp_path / "task"),
+                   "--steps=40", "--batch-size=64", "--max-new-tokens=4", "--lr=1e-2",
+                   "--kl-coef=0.01", "--device=cpu", f"--out={tmp_path / 'reft'}"])
+    metrics = read_metrics(tmp_path / "reft")
     assert metrics[0]["accuracy"] < 0.3
     assert metrics[-1]["accuracy"] > 0.9
     assert json.loads((tmp_path / "reft/result.json").read_text())["test_accuracy"] == 1.0
@@ -456,7 +494,7 @@ def test_main_runs_on_gsm8k_as_released(tmp_path):
     """Real questions, lengths and numbers, through every part; a random model solves none."""
     out = tmp_path / "reft"
     reft_ppo.main([f"--model={save_tiny(tmp_path / 'base')}", f"--task={GSM8K}", "--limit=6",
-                   "--warmup-epochs=1", "--steps=2", "--batch-size=4", "--max-new-tokens=8",
+                   "--eval-limit=4", "--warmup-epochs=1", "--steps=2", "--batch-size=4", "--max-new-tokens=8",
                    "--device=cpu", f"--out={out}"])
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(math.isfinite(x) for line in lines for x in line.values())

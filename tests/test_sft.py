@@ -4,9 +4,11 @@ import pytest
 import torch
 
 import sft
-from generate import load_model, pad
-from sft import encode, lr_factor, sft_loss
-from tests.tiny import KINDS, byte_tokenizer, save_tiny, tiny_lm
+from plumbing.models import load_model
+from plumbing.packing import pad
+from sft import encode, sft_loss
+from tests.tiny import KINDS, byte_tokenizer, save_tiny, script_accuracies, tiny_lm
+from verifier import Task
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,7 +47,7 @@ def test_encode_ends_in_one_eos_and_meets_at_the_seam():
     problems = {"question": ["Q?"], "cot": ["The answer is 3."],
                 "program": ["def solution():\n    return 3"]}
     for cot, solution in [("nl", problems["cot"][0]), ("program", problems["program"][0])]:
-        [(prompt, response)] = encode(tokenizer, problems, cot)
+        [(prompt, response)] = encode(tokenizer, problems, Task(cot=cot))
         assert response.count(tokenizer.eos_token_id) == 1
         assert response[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(response[:-1]) == solution
@@ -54,26 +56,15 @@ def test_encode_ends_in_one_eos_and_meets_at_the_seam():
 
 def test_encode_refuses_problems_without_solutions(capsys):
     with pytest.raises(SystemExit) as stopped:
-        encode(byte_tokenizer(), {"question": ["Q?"], "cot": [""], "program": ["x"]}, "nl")
+        encode(byte_tokenizer(), {"question": ["Q?"], "cot": [""], "program": ["x"]}, Task())
     assert stopped.value.code == 2 and "no `cot`" in capsys.readouterr().err
 
 
-def test_lr_factor_rises_then_falls_to_zero():
-    assert [round(lr_factor(s, 10, 4), 3) for s in range(11)] == [
-        0.25, 0.5, 0.75, 1.0, 1.0, 0.833, 0.667, 0.5, 0.333, 0.167, 0.0]
-    assert lr_factor(0, 10, 0) == 1.0
-
-
 def test_main_learns_and_keeps_its_best_epoch(tmp_path, monkeypatch):
-    """Dev accuracy is scripted to peak in epoch 2: that model must be saved, not the last."""
+    """Dev accuracy is scripted to peak in epoch 2, and to come back to that in epoch 3: the model
+    of epoch 2 must be saved, not the last."""
     model = save_tiny(tmp_path / "base")
-    snapshots, scripted = [], iter([0.1, 0.5, 0.3])
-    def evaluate(lm, tokenizer, problems, *rest, **how):
-        if len(problems) != 3:  # dev has 4 problems here, test 3
-            snapshots.append({k: v.clone() for k, v in lm.state_dict().items()})
-            return {"accuracy": next(scripted)}
-        return {"accuracy": 0.25}
-    monkeypatch.setattr(sft, "evaluate", evaluate)
+    snapshots = script_accuracies(monkeypatch, sft, dev=[0.1, 0.5, 0.5], test=[0.25])
     task = tmp_path / "task"
     task.mkdir()
     for split, size in [("train", 12), ("dev", 4), ("test", 3)]:
@@ -83,10 +74,11 @@ def test_main_learns_and_keeps_its_best_epoch(tmp_path, monkeypatch):
     sft.main([f"--model={model}", f"--task={task}", "--epochs=3", "--batch-size=8", "--device=cpu",
               f"--out={tmp_path / 'sft'}"])
     result = json.loads((tmp_path / "sft/result.json").read_text())
-    assert (result["best_epoch"], result["dev_accuracy"], result["test_accuracy"]) == (2, 0.5, 0.25)
+    assert (result["best_epoch"], result["best_step"]) == (2, 4)  # two steps an epoch
+    assert (result["dev_accuracy"], result["test_accuracy"]) == (0.5, 0.25)
     saved, _ = load_model(tmp_path / "sft", "cpu")
     for name, weights in saved.state_dict().items():
-        assert torch.equal(weights, snapshots[1][name])
+        assert torch.equal(weights, snapshots[1][name]) and torch.equal(weights, snapshots[3][name])
     lines = (tmp_path / "sft/metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
     assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5, 6]

@@ -9,8 +9,10 @@ import datasets
 import pytest
 
 import verifier
-from verifier import (careful_share, extract_answer, format_prompt, is_correct, load_problems, main,
-                      reward, run_program)
+from plumbing import task_files
+from plumbing.task_files import SPLITS, to_problem
+from verifier import (Task, careful_share, extract_answer, format_prompt, is_correct, load_problems,
+                      main, read_gold, reward, run_program)
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real data is not beside the project")
@@ -61,7 +63,7 @@ def test_load_problems_reads_mwp_reft_and_our_own_columns(tmp_path):
     file = write(tmp_path / "letters_test.jsonl", [
         {"item_id": "2", "question": "Who?", "answer_cot": "So it is.", "answer_value": "B"}])
     assert load_problems(file, "test").to_list() == [
-        {"question": "Who?", "cot": "So it is.", "program": "", "answer": "b"}]
+        {"question": "Who?", "cot": "So it is.\nThe answer is b.", "program": "", "answer": "b"}]
     file = write(tmp_path / "own_test.jsonl", [{"question": "Q", "answer": 18, "program": "p"}])
     assert load_problems(file, "test").to_list() == [
         {"question": "Q", "cot": "", "program": "p", "answer": "18"}]
@@ -137,11 +139,11 @@ def test_load_problems_stops_with_one_sentence(tmp_path, capsys, name, text, say
 def test_load_problems_converts_the_columns_of_the_hub():
     row = {"Problem": "how many ?", "Rationale": '"it is 2"', "options": "a ) 38 , b ) 2",
            "correct": "b"}
-    assert verifier.to_problem(row, "") == {
+    assert to_problem(row, "", read_gold) == {
         "question": "how many ?\na ) 38 , b ) 2", "cot": "it is 2\nThe answer is b.",
         "program": "", "answer": "b"}
-    row = verifier.to_problem({"Body": "8 in, 3 out.", "Question": "Left?", "Answer": "5.0",
-                               "Equation": "( 8.0 - 3.0 )"}, "")
+    row = to_problem({"Body": "8 in, 3 out.", "Question": "Left?", "Answer": "5.0",
+                      "Equation": "( 8.0 - 3.0 )"}, "", read_gold)
     assert row["question"] == "8 in, 3 out. Left?" and row["answer"] == "5"
     assert is_correct(row["cot"], "5") and is_correct(row["program"], "5", "program")
 
@@ -166,8 +168,8 @@ def test_load_problems_loads_what_the_hub_holds(tmp_path, monkeypatch):
               "correct": "b", "annotated_formula": "", "linear_formula": "", "category": "gain"}
     lay_out(tmp_path / "mathqa", {"train": [mathqa] * 5, "validation": [mathqa] * 3,
                                   "test": [mathqa] * 2})
-    monkeypatch.setattr(verifier, "HUB", {
-        name: (str(tmp_path / name), *rest) for name, (_, *rest) in verifier.HUB.items()})
+    monkeypatch.setattr(task_files, "HUB", {
+        name: (str(tmp_path / name), *rest) for name, (_, *rest) in task_files.HUB.items()})
     assert [len(load_problems(name, split)) for name in ("gsm8k", "svamp", "mathqa")
             for split in ("train", "dev", "test")] == [18, 2, 2, 18, 2, 3, 5, 3, 2]
     assert load_problems("gsm8k", "test")[0]["answer"] == "2"
@@ -365,7 +367,7 @@ def test_reward_of_every_gold_answer_against_itself(name, count):
 @needs_data
 def test_load_problems_takes_svamp_and_its_test_set_as_released():
     for name, total in ("svamp_nl.json", 3076), ("svamp_python_sdp.json", 1500):
-        rows = {split: load_problems(str(DATA / name), split) for split in verifier.SPLITS}
+        rows = {split: load_problems(str(DATA / name), split) for split in SPLITS}
         held = set(rows["dev"]["question"])
         assert len(rows["test"]) == 1000 and len(rows["dev"]) == min(200, total // 10)
         assert not held & set(rows["train"]["question"])

@@ -5,7 +5,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel,
                           LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast)
 
-import packing
+import eval as evaluation
+from plumbing import packing
 
 # Of transformers' many kinds: rotary positions and absolute ones, heads that share their keys,
 # local attention, tied embeddings, a BOS of its own or one that is the EOS, no padding token.
@@ -73,6 +74,20 @@ def save_answers(folder):
                             unk_token="<unk>").save_pretrained(folder)
     tiny_lm(vocab_size=16, scale=0.02).save_pretrained(folder)
     return str(folder)
+
+
+def script_accuracies(monkeypatch, script, dev, test):
+    """Let the models that `script` evaluates have these accuracies, one after the other. Returns: a
+    list that the weights of each come into."""
+    weights, scripted = [], {"dev": iter(dev), "test": iter(test)}
+
+    def measure(lm, tokenizer, problems, *, task, **kwargs):
+        [split] = [name for name in scripted if problems is task.splits()[name]]
+        weights.append({name: x.clone() for name, x in lm.state_dict().items()})
+        return {"accuracy": next(scripted[split]), "mean_tokens": 1.0, "eos_rate": 1.0}
+    for module in [evaluation, script]:
+        monkeypatch.setattr(module, "evaluate", measure)
+    return weights
 
 
 def completions(vocab_size, eos, length):

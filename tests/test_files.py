@@ -1,18 +1,9 @@
-import argparse
 import json
 import os
 
 import pytest
 
-from runs import (finished_with, log_step, make_parser, number, open_run, read_metrics,
-                  shared_flags, stop, table, write_json)
-
-
-def test_stop_is_one_line_and_exit_code_2(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        stop("--out x: it is full; choose another")
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: --out x: it is full; choose another\n"
+from plumbing.files import finished_with, log_step, open_run, read_metrics, write_json
 
 
 def test_finished_with_needs_a_result_and_the_same_flags(tmp_path):
@@ -55,28 +46,3 @@ def test_open_run_refuses_a_place_it_cannot_write(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         open_run(tmp_path / "file" / "run", {})
     assert stopped.value.code == 2 and "cannot write" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("kind, bounds, good, bad", [
-    (int, {"low": 1}, "1", "0"), (float, {"above": 0}, "0.1", "0"),
-    (float, {"low": 0, "high": 1}, "1", "1.5"), (float, {"low": 0}, "0", "nan")])
-def test_number_keeps_its_bounds(kind, bounds, good, bad):
-    parse = number(kind, **bounds)
-    assert parse(good) == kind(good)
-    with pytest.raises(argparse.ArgumentTypeError):
-        parse(bad)
-
-
-def test_shared_flags_are_read_again_as_they_were():
-    """The warm-up and the commands that a run suggests get them this way."""
-    parser = make_parser("", out="out")
-    for argv in [[], ["--dtype=bfloat16", "--gradient-checkpointing", "--seed=3", "--limit=5",
-                      "--micro-batch-size=4", "--generate-batch-size=8", "--task=x y"]]:
-        args = parser.parse_args(argv)
-        assert parser.parse_args(shared_flags(args)) == args
-        assert len(shared_flags(args)) == len(argv)
-
-
-def test_table_is_aligned_markdown():
-    assert table(["run", "n"], [["a", "10"], ["long", "5"]]).splitlines() == [
-        "| run  |  n |", "| ---- | -: |", "| a    | 10 |", "| long |  5 |"]

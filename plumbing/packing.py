@@ -1,4 +1,5 @@
-"""Run a model on a batch without computing its padding, nor logits that nobody reads.
+"""Lay prompts and responses out as a batch, and run a model on it without computing its padding,
+nor logits that nobody reads.
 
 A batch of unequal lengths is a third padding. Here its tokens stand in one row instead, one
 sequence after the other, for all that a model does to each token alone; only attention, which must
@@ -13,6 +14,25 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 GROUP = 8  # sequences that share a grid: fewer waste less of it, more are fewer calls
+
+
+def pad(examples, device):
+    """Prompts padded on the left, responses on the right. The masks come from lengths, so padding
+    may be any token, EOS too.
+
+    Args:
+        examples: a list of (prompt ids, response ids).
+    Returns: ids and attention_mask (batch, seq), the mask over tokens and not over the padding;
+        response mask (batch, seq-1), bool: column t is True where token t+1 is of the response.
+    """
+    n_prompt = max(len(p) for p, _ in examples)
+    ids = torch.zeros(len(examples), n_prompt + max(len(r) for _, r in examples), dtype=torch.long)
+    attention_mask, mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for row, (p, r) in enumerate(examples):
+        ids[row, n_prompt - len(p):n_prompt + len(r)] = torch.tensor(p + r)
+        attention_mask[row, n_prompt - len(p):n_prompt + len(r)] = 1
+        mask[row, n_prompt:n_prompt + len(r)] = True
+    return ids.to(device), attention_mask.to(device), mask[:, 1:].to(device)
 
 
 def packed_attention(module, query, key, value, attention_mask, layout=None, sliding_window=None,
@@ -64,10 +84,10 @@ def pack(ids, attention_mask, mask):
 
     lengths, order = real.sum(-1).sort(stable=True)
     lengths, shapes, cells, first_cell = lengths.tolist(), [], torch.zeros_like(ids), 0
-    for at in range(0, len(lengths), GROUP):
-        rows, columns = len(lengths[at:at + GROUP]), lengths[at:at + GROUP][-1]
+    for start in range(0, len(lengths), GROUP):
+        rows, columns = len(lengths[start:start + GROUP]), lengths[start:start + GROUP][-1]
         starts = first_cell + torch.arange(rows, device=ids.device) * columns
-        cells[order[at:at + GROUP]] = starts[:, None] + positions[order[at:at + GROUP]]
+        cells[order[start:start + GROUP]] = starts[:, None] + positions[order[start:start + GROUP]]
         first_cell += rows * columns
         shapes.append((rows, columns))
     token_of_cell = torch.zeros(first_cell, dtype=torch.long, device=ids.device)
@@ -84,11 +104,14 @@ def predict(lm, ids, attention_mask, mask, hidden_states=False):
     """
     if lm.config._attn_implementation == "packed":
         row, positions, place, layout = pack(ids, attention_mask, mask)
-        read = place[:, :-1][mask]
+        # Each state once: the gradient of a tensor index that repeats is summed in no fixed order
+        states, read = place[:, :-1][mask].unique(return_inverse=True)
         out = lm(input_ids=row, position_ids=positions, layout=layout, use_cache=False,
                  attention_mask=row.new_ones(1, 1, 1, 1),  # so that the model makes none of its own
-                 logits_to_keep=read, output_hidden_states=hidden_states)
-        logits, hidden = out.logits[0], out.hidden_states[-1][0, read] if hidden_states else None
+                 logits_to_keep=states, output_hidden_states=hidden_states)
+        logits, hidden = out.logits[0].index_select(0, read), None
+        if hidden_states:
+            hidden = out.hidden_states[-1][0].index_select(0, states).index_select(0, read)
     else:
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         out = lm(input_ids=ids, attention_mask=attention_mask, position_ids=positions,

@@ -1,17 +1,19 @@
-"""The figures of eval.py, reft_ppo.py and dpo.py, from the files that runs wrote. No algorithm."""
+"""Figures of what runs wrote. matplotlib is imported when the first of them is drawn."""
 
 import statistics
 
-import matplotlib
+from plumbing import files
 
-import runs
 
-matplotlib.use("Agg")  # to files, without a screen
-import matplotlib.pyplot as plt  # noqa: E402
+def pyplot():
+    import matplotlib
+    matplotlib.use("Agg")  # to files, without a screen
+    import matplotlib.pyplot
+    return matplotlib.pyplot
 
 
 def panels(titles, width=3.7, height=3.2):
-    figure, axes = plt.subplots(1, len(titles), figsize=(width * len(titles), height),
+    figure, axes = pyplot().subplots(1, len(titles), figsize=(width * len(titles), height),
                                 layout="constrained", squeeze=False, sharex=True)
     for ax, title in zip(axes[0], titles):
         ax.set_title(title)
@@ -21,21 +23,23 @@ def panels(titles, width=3.7, height=3.2):
 
 def save(figure, path):
     figure.savefig(path, dpi=130)
-    plt.close(figure)
+    pyplot().close(figure)
 
 
-def draw_curves(groups, path):
-    """Accuracy, response length and share of careful solutions against the tokens trained on.
+def draw_curves(groups, path, own=(), results=None):
+    """Accuracy, response length and a task's own metrics against the tokens trained on.
 
-    Args: groups, [(name, folders of finished runs that differ in their seed alone)].
+    Args: groups, [(name, folders of runs that differ in their seed alone)]; own, the names of the
+        task's own metrics; results, {folder: result.json, where it is not written yet}.
     Dots are greedy, on dev. Of runs that sample as they learn (ReFT) thin lines are the samples
-    they train on; of others length and style are levels, those of the greedy responses on test.
+    they train on; of others the rest are levels, those of the greedy responses on test.
     """
-    figure, axes = panels(["accuracy", "tokens in a response", "share of careful solutions"])
+    figure, axes = panels(["accuracy", "tokens in a response", *(f"share of {x}" for x in own)])
     for n, (name, folders) in enumerate(groups):
-        results = [runs.read_json(folder, "result.json") for folder in folders]
-        for i, (folder, result) in enumerate(zip(folders, results)):
-            metrics = runs.read_metrics(folder)
+        found = [(results or {}).get(run) or files.read_json(run, "result.json")
+                 for run in folders]
+        for i, (run, result) in enumerate(zip(folders, found)):
+            metrics = files.read_metrics(run)
             trained, total = [], 0
             for m in metrics:
                 total += m["tokens"]
@@ -46,18 +50,19 @@ def draw_curves(groups, path):
             axes[0].plot(*zip(*dev), color=f"C{n}", marker="o", ms=2, lw=1,
                          label=None if i else name)
             if "reward" in metrics[-1]:
-                for ax, key in zip(axes, ["accuracy", "response_tokens", "careful"]):
+                for ax, key in zip(axes, ["accuracy", "response_tokens", *own]):
                     points = [(x, m[key]) for x, m in zip(trained, metrics) if key in m]
                     if points:
                         ax.plot(*zip(*points), color=f"C{n}", alpha=0.5, lw=0.8)
-        if "reward" not in metrics[-1] and "mean_tokens" in results[0]:
-            for ax, key in zip(axes[1:], ["mean_tokens", "careful"]):
-                level = statistics.mean(result[key] for result in results)
-                ax.axhline(level, color=f"C{n}", ls=["--", ":", "-."][n % 3], lw=1.2)
-    for ax in axes:
+        if "reward" not in metrics[-1]:
+            for ax, key in zip(axes[1:], ["mean_tokens", *own]):
+                levels = [result[key] for result in found if key in result]
+                if levels:
+                    ax.axhline(statistics.mean(levels), color=f"C{n}",
+                               ls=["--", ":", "-."][n % 3], lw=1.2)
+    for i, ax in enumerate(axes):
         ax.set_xlabel("tokens trained on, millions")
-        ax.set_ylim(bottom=0)
-    axes[2].set_ylim(top=1)
+        ax.set_ylim(bottom=0, top=1 if i > 1 else None)
     axes[0].legend(fontsize=8)
     save(figure, path)
 
@@ -77,12 +82,12 @@ def draw_samples(groups, path):
     save(figure, path)
 
 
-def draw_preferences(folder, path):
+def draw_preferences(run, path):
     """What a DPO run did to its pairs: log-probabilities (beta times these are the implicit
     rewards), the rewards' margin, accuracies."""
-    logged = runs.read_metrics(folder)
+    logged = files.read_metrics(run)
     metrics = logged[1:]  # after step 0, the warm-up
-    beta = runs.read_json(folder, "config.json")["flags"]["beta"]
+    beta = files.read_json(run, "config.json")["flags"]["beta"]
     steps = [m["step"] for m in metrics]
     figure, axes = panels(["log pi - log pi_ref, nats", "margin of the implicit rewards",
                            "accuracy"])
@@ -101,21 +106,21 @@ def draw_preferences(folder, path):
 def draw_frontier(series, path):
     """Reward against KL, a point for each evaluation of each run.
 
-    Args: series, {algorithm: {the price of KL: [metrics with dev_reward and dev_kl]}}.
+    Args: series, {algorithm: {the KL's coefficient: [metrics with dev_reward and dev_kl]}}.
     """
     figure, [ax] = panels(["reward and KL on dev, at every evaluation"], width=7, height=4.6)
     maps = {"reft": "Blues", "dpo": "Oranges"}
-    for name, by_price in sorted(series.items(), reverse=True):
-        for i, (price, points) in enumerate(sorted(by_price.items())):
-            shade = 0.35 + 0.6 * i / max(1, len(by_price) - 1)
-            color = plt.get_cmap(maps.get(name, "Greens"))(shade)
+    for name, by_coef in sorted(series.items(), reverse=True):
+        for i, (coef, points) in enumerate(sorted(by_coef.items())):
+            shade = 0.35 + 0.6 * i / max(1, len(by_coef) - 1)
+            color = pyplot().get_cmap(maps.get(name, "Greens"))(shade)
             x, y, ex, ey = zip(*((m["dev_kl"], m["dev_reward"], m["dev_kl_error"],
                                   m["dev_reward_error"]) for m in points if m["step"]))
             ax.errorbar(x, y, ey, ex, fmt="s" if name == "dpo" else "o", ms=4, lw=0.5,
-                        color=color, label=f"{name}, {price:g}")
-    warmups = {m["dev_reward"] for by_price in series.values() for points in by_price.values()
+                        color=color, label=f"{name}, {coef:g}")
+    warmups = {m["dev_reward"] for by_coef in series.values() for points in by_coef.values()
                for m in points if not m["step"]}
     ax.plot([0] * len(warmups), list(warmups), "k*", ms=9, label="warm-up")
-    ax.set(xlabel="KL to the warm-up, nats a response", ylabel="reward of samples at T = 1")
+    ax.set(xlabel="KL to the warm-up model, nats a response", ylabel="reward of samples at T = 1")
     ax.legend(fontsize=8, title="algorithm, beta", ncols=2)
     save(figure, path)

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from generate import generate, generate_ids, generate_rows, load_model, pad, sample
+from plumbing.models import load_model
+from plumbing.packing import pad
+from plumbing.sampling import generate, generate_ids, generate_rows, sample
 from tests.tiny import KINDS, byte_tokenizer, save_tiny, tiny_lm
 
 
