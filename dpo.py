@@ -27,12 +27,13 @@ import torch.nn.functional as F
 
 from eval import dev_metrics, eval_kwargs, evaluate, respond
 from plumbing import files
+from plumbing.advice import after_dpo
 from plumbing.checkpoints import guarded, set_seed
 from plumbing.cli import command, make_parser, number, stop, text
 from plumbing.figures import draw_preferences
 from plumbing.models import load_to_train
 from plumbing.packing import pad, predict
-from plumbing.pairs import encode_pairs, hold_out, load_pairs, make_pairs
+from plumbing.pairs import encode_parts, hold_out, load_pairs, make_pairs
 from plumbing.run import Run
 from plumbing.sampling import check_room, context_of
 from plumbing.schedule import rise_and_fall
@@ -129,11 +130,12 @@ class Data:
 def pairs_of_a_task(args, run, policy, tokenizer):
     """The task's problems for dev and test; pairs from --pairs, or the warm-up's own samples."""
     task, sampled, cost = load_task(args), None, {}
-    check_room(policy, tokenizer, {name: task.prompts(x) for name, x in task.splits().items()},
-               args.max_new_tokens)
-    if args.pairs or run.going_on():  # on a GPU, sampling again would give others
-        texts = load_pairs(args.pairs or f"{args.out}/pairs.jsonl")[:args.limit]
+    check_room(policy, tokenizer, task.all_prompts(), args.max_new_tokens)
+    if args.pairs:
+        texts = load_pairs(args.pairs)[:args.limit]
         facts = {"pairs": len(texts)}
+    elif run.going_on():  # on a GPU, sampling again would give others
+        texts, facts = load_pairs(f"{args.out}/pairs.jsonl"), {}
     else:
         responses = respond(policy, tokenizer, task.train, task, n=args.samples, temperature=1.0,
                             seed=args.seed, **eval_kwargs(args))
@@ -143,7 +145,8 @@ def pairs_of_a_task(args, run, policy, tokenizer):
               "right responses, {all_wrong:,} only wrong ones, and {cut_off:,} of {responses:,} "
               "responses were cut off)".format(**facts))
     reference = copy.deepcopy(policy).requires_grad_(False) if args.eval_samples else None
-    return Data(encode_or_stop([texts], policy, tokenizer, args, facts)[0], task.dev, task.test,
+    [train] = encode_parts(tokenizer, [texts], args, context_of(policy), facts)
+    return Data(train, task.dev, task.test,
                 lambda model, part: evaluate(model, tokenizer, part, task=task,
                                              **eval_kwargs(args)),
                 lambda model: dev_metrics(model, tokenizer, task, args, reference),
@@ -154,30 +157,12 @@ def pairs_alone(args, run, policy, tokenizer):
     """--task none: pairs held out for dev and test, measured by the implicit rewards' accuracy."""
     texts, size = load_pairs(args.pairs)[:args.limit], max(1, args.micro_batch_size // 2)
     facts = {"pairs": len(texts)}
-    train, *held_out = encode_or_stop(hold_out(texts), policy, tokenizer, args, facts)
+    train, *held_out = encode_parts(tokenizer, hold_out(texts), args, context_of(policy), facts)
     dev, test = (with_reference_logps(policy, part, size) for part in held_out)
     return Data(train, dev, test, lambda model, part: measure_pairs(model, part, size),
                 lambda model: {f"dev_{name}": x
                                for name, x in measure_pairs(model, dev, size).items()},
                 facts, unit="pairs")
-
-
-def encode_or_stop(parts, policy, tokenizer, args, facts):
-    """Lists of pairs as token ids; stops where nothing is left of one."""
-    max_length = min(args.max_length, context_of(policy))
-    encoded = [encode_pairs(tokenizer, part, max_length) for part in parts]
-    left_out = sum(map(len, parts)) - sum(map(len, encoded))
-    if left_out:
-        print(f"pairs: {left_out:,} are longer than {max_length} tokens, or the same on both "
-              "sides, and are left out")
-    if not all(encoded):
-        stop("there is no pair to learn from, or none to hold out. " + (
-            "Try a larger --max-length, or more pairs" if args.pairs else
-            "All responses were cut off: try a larger --max-new-tokens"
-            if facts.get("cut_off") == facts.get("responses") else
-            "No question had a right response and a wrong one: try more --warmup-epochs, with an "
-            "--out in another folder"))
-    return encoded
 
 
 @torch.no_grad()
@@ -296,24 +281,11 @@ def finish(run, tokenizer, data):
         tokenizer, lambda model: data.measure(model, data.test), count=len(data.test),
         unit=data.unit, start=lambda: load_to_train(args.warmup, args)[0],
         draw=lambda result: draw_preferences(run.out, f"{run.out}/curves.png"),
-        diagnose=lambda metrics: diagnose(metrics, run.criterion),
+        diagnose=lambda metrics: after_dpo(metrics, run.criterion),
         proposals=[] if args.task == "none" else [
             f"{command('sft.py', args, 'sft')}   # the baseline",
             f"{command('reft_ppo.py', args, 'reft')}   # PPO with the rule's reward",
             f"python eval.py {args.warmup} {beside / 'sft'} {args.out} {beside / 'reft'}"])
-
-
-def diagnose(metrics, criterion="dev_accuracy"):
-    """What went wrong in a run, as sentences with advice; none where nothing did."""
-    warmup, *dev = [m[criterion] for m in metrics if criterion in m]
-    best, last = max(dev), dev[-1]
-    if best <= warmup:
-        return ["No evaluation on dev was better than the warm-up, so the saved model is the "
-                "warm-up. Try a smaller --lr, a larger --beta, or --sft-coef 1."]
-    if criterion == "dev_accuracy" and last < best - 0.1:
-        return [f"Accuracy on dev fell from {best:.1%} to {last:.1%} at the end, and the model of "
-                f"the peak was saved. Try fewer --epochs, a larger --beta, or --sft-coef 1."]
-    return []
 
 
 def parse_args(argv=None):
@@ -330,10 +302,9 @@ def parse_args(argv=None):
     flags.add_argument("--max-length", type=number(int, 2), default=512,
                        help="tokens of a prompt and a response; longer pairs are left out")
     flags = parser.add_argument_group("DPO (the values of the paper, or of its code, in brackets)")
-    flags.add_argument("--loss", default="dpo",
-                       choices=list(NAMES))
+    flags.add_argument("--loss", default="dpo", choices=list(NAMES))
     flags.add_argument("--beta", type=number(float, above=0), default=1.0,
-                       help="of dpo and ipo: how strongly the policy is held to its reference [0.1]")
+                       help="of dpo and ipo: how firmly the policy is held to its reference [0.1]")
     flags.add_argument("--label-smoothing", type=number(float, 0, 0.5), default=0.0,
                        help="of dpo: the share of pairs believed to be labelled wrongly [0]")
     flags.add_argument("--alpha", type=number(float, 0), default=0.1,

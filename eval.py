@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from plumbing import figures, files
 from plumbing.checkpoints import guarded
-from plumbing.cli import make_parser, number, stop
+from plumbing.cli import make_parser, number, stop, text
 from plumbing.models import load_model
 from plumbing.packing import pad, predict
 from plumbing.sampling import (check_room, encode_prompts, generate,  # noqa: F401 (generate)
@@ -247,11 +247,12 @@ def rescore(args):
 
 def main(argv=None):
     parser = make_parser(__doc__, out="out/compare", trains=False)
-    parser.add_argument("runs", nargs="*", help="folders of finished runs, or models")
+    parser.add_argument("runs", nargs="*", type=text, help="folders of finished runs, or models")
     parser.add_argument("--split", default="test", choices=["train", "dev", "test"])
     parser.add_argument("--samples", type=number(int, 0), default=32,
                         help="responses to each problem at T = 1 (0: none, greedy accuracy only)")
-    parser.add_argument("--rescore", metavar="FILE", help="score saved generations again")
+    parser.add_argument("--rescore", type=text, metavar="FILE",
+                        help="score saved generations again")
     # A run is measured on the task it was trained on, unless the flags say otherwise.
     parser.set_defaults(model=None, task=None, cot=None, max_new_tokens=None, dtype=None)
     args = parser.parse_args(argv)

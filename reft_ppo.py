@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from eval import dev_metrics, eval_kwargs, evaluate
+from plumbing.advice import after_ppo
 from plumbing.checkpoints import guarded, set_seed
 from plumbing.cli import command, make_parser, number
 from plumbing.figures import draw_curves
@@ -197,7 +198,8 @@ def train(args):
     # In eval mode, and they stay there: with dropout the first ratio would not be 1
     policy = PolicyWithValue(lm)
     reference = PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)  # its values are not read
-    prompts, answers = encode(tokenizer, lm, task, args), list(task.train["answer"])
+    check_room(lm, tokenizer, task.all_prompts(), args.max_new_tokens)
+    prompts = encode_prompts(tokenizer, task.prompts(task.train))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
     schedule = rise_and_fall(optimizer, args.steps, rise=5)
     generator = torch.Generator(lm.device).manual_seed(args.seed)
@@ -215,7 +217,7 @@ def train(args):
 
         # 2. Score: 1 for the right answer, 0.1 for a wrong number, 0 for none
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-        grades = task.grade(texts, [answers[i] for i in asked])
+        grades = task.grade(texts, task.train[asked]["answer"])
         scores = torch.tensor([grade.score for grade in grades], device=lm.device)
 
         # 3. log pi_old, V_old and log pi_ref, computed as the updates do it: the first ratio is 1
@@ -257,13 +259,6 @@ def train(args):
 
     # 6. The best policy on dev is the model
     finish(run, tokenizer, task, reference.lm)
-
-
-def encode(tokenizer, lm, task, args):
-    """The training questions as token ids; stops where one has no room in the model's context."""
-    splits = {name: task.prompts(problems) for name, problems in task.splits().items()}
-    check_room(lm, tokenizer, splits, args.max_new_tokens)
-    return encode_prompts(tokenizer, splits["train"])
 
 
 def rollout_metrics(rollout, scores, grades, responses, eos):
@@ -325,36 +320,10 @@ def finish(run, tokenizer, task, reference):
         count=len(task.test), start=lambda: reference,
         draw=lambda result: draw_curves([("ReFT", [run.out])], f"{run.out}/curves.png",
                                         own=task.own_metrics([]), results={run.out: result}),
-        diagnose=lambda metrics: diagnose(metrics, run.first["dev_accuracy"]),
+        diagnose=lambda metrics: after_ppo(metrics, run.first["dev_accuracy"]),
         proposals=[f"{command('sft.py', args, 'sft')}   # the baseline",
                    f"{command('dpo.py', args, 'dpo')}   # pairs in place of a reward",
                    f"python eval.py {args.warmup} {beside / 'sft'} {beside / 'dpo'} {args.out}"])
-
-
-def diagnose(metrics, warmup_dev, kl_limit=1.0):
-    """What went wrong in a run, as sentences with advice; none where nothing did.
-
-    kl_limit: nats per token of a response, on average over a batch.
-    """
-    tail = max(1, len(metrics) // 10)
-    rewards = [sum(m["reward"] for m in metrics[i:i + tail]) / tail
-               for i in range(len(metrics) - tail + 1)]
-    found = []
-    if max(rewards) < 0.05:
-        found.append("Hardly a sample earned a reward, so there was nothing to learn from. Try "
-                     "more --warmup-epochs, a larger --max-new-tokens, or a stronger --model.")
-    elif rewards[-1] < 0.7 * max(rewards):
-        peak = metrics[rewards.index(max(rewards)) + tail - 1]["step"]
-        found.append(f"The reward collapsed: {max(rewards):.2f} near step {peak}, "
-                     f"{rewards[-1]:.2f} at the end. Try a smaller --lr or a larger --kl-coef.")
-    if max(rewards) >= 0.05 and all(m.get("dev_accuracy", 0.0) <= warmup_dev for m in metrics):
-        found.append("No evaluation on dev was better than the warm-up, so the saved model is the "
-                     "warm-up. Try more --steps, or look at the rewards in metrics.jsonl.")
-    worst = max(metrics, key=lambda m: m["kl"] / m["response_tokens"])
-    if worst["kl"] > kl_limit * worst["response_tokens"]:
-        found.append(f"The KL to the warm-up exploded: {worst['kl']:.0f} nats per response at step "
-                     f"{worst['step']}. Try a larger --kl-coef or a smaller --lr.")
-    return found
 
 
 def parse_args(argv=None):

@@ -79,7 +79,7 @@ def train(args):
     task = load_task(args)
     model, tokenizer = load_to_train(args.model, args)
     examples = encode(tokenizer, task.train, task)
-    check_room(model, tokenizer, {name: task.prompts(x) for name, x in task.splits().items()}, args.max_new_tokens, examples)
+    check_room(model, tokenizer, task.all_prompts(), args.max_new_tokens, examples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     per_epoch = -(-len(examples) // args.batch_size)
     steps = args.epochs * per_epoch

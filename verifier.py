@@ -12,7 +12,7 @@ reward_func at the end is the same rule for TRL's trainers.
 
 Differs from the paper's code:
   - "1,000", "$18" and "3/4" are numbers; "nan", "inf" and "3 or 4" are not answers
-  - a multiple-choice program that crashes scores 0, as the paper's text has it, not 0.1
+  - in multiple choice a wrong letter, or none, scores 0, as in the paper's text, not 0.1
   - programs are interpreted by plumbing/programs.py, never executed
 """
 import re
@@ -60,8 +60,10 @@ class Task:
     def prompts(self, problems) -> list[str]:
         return [format_prompt(question, self.cot) for question in problems["question"]]
 
-    def splits(self) -> dict:
-        return {"train": self.train, "dev": self.dev, "test": self.test}
+    def all_prompts(self) -> dict:
+        """{split: the prompts of its problems}"""
+        return {"train": self.prompts(self.train), "dev": self.prompts(self.dev),
+                "test": self.prompts(self.test)}
 
     def grade(self, responses, answers) -> list[Grade]:
         """Each response is read once. answers: the right one for each."""

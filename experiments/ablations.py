@@ -34,7 +34,7 @@ def collect(root, seeds):
 def tables(results):
     return {"ablations": table(
         ["", "test accuracy", "tokens", "careful", "`python reft_ppo.py` and"],
-        [[title, mean_and_spread(row["test_accuracy"]), f"{statistics.mean(row['mean_tokens']):.1f}",
-          f"{statistics.mean(row['careful']):.0%}",
+        [[title, mean_and_spread(row["test_accuracy"]),
+          f"{statistics.mean(row['mean_tokens']):.1f}", f"{statistics.mean(row['careful']):.0%}",
           f"`{' '.join(flags).replace('ROOT/nl/SEED', 'out/nl/$s')}`" if flags else ""]
          for name, (title, flags) in ROWS.items() for row in [results["rows"][name]]])}

@@ -9,7 +9,6 @@ from plumbing.tables import compare_groups, difference_cell, table
 SEEDS = main.SEEDS
 ROWS = {  # folder: (what it is, flags)
     "dpo": ("DPO, beta 1", ()), "dpo-0.1": ("DPO, beta 0.1", ("--beta=0.1",)),
-    "dpo-0.1-sft": ("DPO, beta 0.1, with the SFT term", ("--beta=0.1", "--sft-coef=1")),
     "preferred-ft": ("Preferred-FT", ("--loss=preferred-ft",)),
     "unlikelihood": ("Unlikelihood, alpha 0.1", ("--loss=unlikelihood",)),
     "ipo": ("IPO, beta 0.3", ("--loss=ipo", "--beta=0.3"))}

@@ -25,6 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 FIGURES = HOME / "docs" / "figures"
 ROOT = "out/experiments"  # the runs, all experiments' together: nl/0/reft, program/2/sft, ...
 TABLE = re.compile(r"(<!-- table (\w+) (\w+) -->\n).*?(<!-- end -->)", re.S)
+LENGTH = re.compile(r"(\[(\w+\.py)\]\(\2\), )\d+( lines)")
 
 
 @dataclass(frozen=True)
@@ -136,11 +137,15 @@ def save(name, seeds, root):
 
 def filled(text):
     """The text of a page, its tables made anew from results/: what stands between the lines
-    `<!-- table EXPERIMENT NAME -->` and `<!-- end -->`."""
+    `<!-- table EXPERIMENT NAME -->` and `<!-- end -->`. And the lengths of files."""
     def table(match):
         start, experiment, name, end = match.groups()
         return f"{start}{load(experiment).tables(results(experiment))[name]}\n{end}"
-    return TABLE.sub(table, text)
+
+    def length(match):
+        start, file, end = match.groups()
+        return f"{start}{len((HOME / file).read_text().splitlines())}{end}"
+    return LENGTH.sub(length, TABLE.sub(table, text))
 
 
 def pages():

@@ -1,4 +1,4 @@
-"""Does learning from the rule's verdicts beat imitating solutions? The table of the first screen."""
+"""Does learning from the rule's verdicts beat imitating solutions? The README's table."""
 
 import statistics
 

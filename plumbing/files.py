@@ -134,9 +134,7 @@ def make_folder(out: str):
 
 def open_run(out: str, flags: dict, effective_batch: int | None = None):
     """Make the folder, write config.json, and clear what an earlier run of that name left in it.
-
-    effective_batch: the examples that one optimizer step learns from.
-    """
+    effective_batch: the examples that one optimizer step learns from."""
     import datasets
     import transformers
     make_folder(out)
@@ -147,10 +145,9 @@ def open_run(out: str, flags: dict, effective_batch: int | None = None):
             shutil.rmtree(Path(out) / name, ignore_errors=True)
         write_json(out, "config.json", {
             "flags": flags, "sources": sources(flags), "effective_batch": effective_batch,
-            "git_commit": git_commit(),
-            "python": platform.python_version(), "torch": torch.__version__,
-            "transformers": transformers.__version__, "datasets": datasets.__version__,
-            "threads": torch.get_num_threads()})
+            "git_commit": git_commit(), "python": platform.python_version(),
+            "torch": torch.__version__, "transformers": transformers.__version__,
+            "datasets": datasets.__version__, "threads": torch.get_num_threads()})
     except OSError as error:
         stop(f"--out {out}: cannot write there ({error.strerror}); choose another folder")
 

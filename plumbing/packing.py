@@ -104,14 +104,17 @@ def predict(lm, ids, attention_mask, mask, hidden_states=False):
     """
     if lm.config._attn_implementation == "packed":
         row, positions, place, layout = pack(ids, attention_mask, mask)
-        # Each state once: the gradient of a tensor index that repeats is summed in no fixed order
-        states, read = place[:, :-1][mask].unique(return_inverse=True)
+        states, again = place[:, :-1][mask], None
+        # The gradient of an index that repeats is summed in no fixed order; of two, either is equal
+        if states.unique(return_counts=True)[1].max() > 2:
+            states, again = states.unique(return_inverse=True)
         out = lm(input_ids=row, position_ids=positions, layout=layout, use_cache=False,
                  attention_mask=row.new_ones(1, 1, 1, 1),  # so that the model makes none of its own
                  logits_to_keep=states, output_hidden_states=hidden_states)
-        logits, hidden = out.logits[0].index_select(0, read), None
-        if hidden_states:
-            hidden = out.hidden_states[-1][0].index_select(0, states).index_select(0, read)
+        logits, hidden = out.logits[0], out.hidden_states[-1][0, states] if hidden_states else None
+        if again is not None:
+            logits = logits.index_select(0, again)
+            hidden = hidden.index_select(0, again) if hidden_states else None
     else:
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         out = lm(input_ids=ids, attention_mask=attention_mask, position_ids=positions,

@@ -84,6 +84,25 @@ def encode_pairs(tokenizer, pairs, max_length):
             and len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])) <= max_length]
 
 
+def encode_parts(tokenizer, parts, args, context, facts):
+    """encode_pairs of each list of pairs; stops where nothing is left of one, with what to try.
+    facts: the counts of make_pairs, where the pairs are its."""
+    max_length = min(args.max_length, context)
+    encoded = [encode_pairs(tokenizer, part, max_length) for part in parts]
+    left_out = sum(map(len, parts)) - sum(map(len, encoded))
+    if left_out:
+        print(f"pairs: {left_out:,} are longer than {max_length} tokens, or the same on both "
+              "sides, and are left out")
+    if not all(encoded):
+        stop("there is no pair to learn from, or none to hold out. " + (
+            "Try a larger --max-length, or more pairs" if args.pairs else
+            "All responses were cut off: try a larger --max-new-tokens"
+            if facts.get("cut_off") == facts.get("responses") else
+            "No question had a right response and a wrong one: try more --warmup-epochs, with an "
+            "--out in another folder"))
+    return encoded
+
+
 def hold_out(pairs, most=500):
     """The pairs in three: to train on, and those of a twentieth of the prompts each as dev and
     test, at most so many. The same ones whatever the seed, so that no run learns from pairs that

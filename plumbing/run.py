@@ -4,7 +4,7 @@
     run.begin(model, [model, optimizer, schedule], ...)
     for step in run.steps():                   # with --resume, from where the last checkpoint was
         ...
-        run.update(model, optimizer)           # clip the gradient, step, zero; or stop, if not finite
+        run.update(model, optimizer)           # clip the gradient, step, zero; or stop: not finite
         run.log(metrics)                       # and measure on dev, where it is time for that
     run.finish(tokenizer, ...)                 # the best model; test, once; figure, result.json
 

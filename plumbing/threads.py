@@ -1,8 +1,9 @@
 """Imported before torch: how its threads wait for each other, which OpenMP reads when it is loaded.
 
-They spin, 300,000 times at most, before they sleep. Where another program wants the same cores, two
-runs side by side then all but stand still; after 1,700 they go on at half speed each, and a run that
-is alone loses nothing (python -m tests.bench_threads). What the user has set stands.
+By default they spin up to 300,000 times before they sleep, and two runs on the same cores all but
+stand still, each waiting for threads that the other keeps from running. With 1,700 each goes on at
+a third of a lone run's speed, which stays as it was: python -m tests.bench_threads. What the user
+has set stands.
 """
 
 import os

@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM
 import dpo
 import eval as evaluation
 import reft_ppo
-import runs
 import sft
 import verifier
-from generate import check_room
+from plumbing.cli import make_parser
+from plumbing.files import open_run
+from plumbing.sampling import check_room
 from tests.tiny import byte_tokenizer, save_answers, save_tiny, tiny_lm
 
 SCRIPTS = {"sft": sft.main, "reft": reft_ppo.main, "dpo": dpo.main, "eval": evaluation.main,
@@ -31,19 +32,22 @@ def lines(*rows):
 
 @pytest.fixture(scope="module")
 def mistakes(tmp_path_factory):
-    """A folder with a good task and model, and what is wrong with others; finished and broken runs."""
+    """A good task and model, and what is wrong with others; finished and broken runs."""
     here = tmp_path_factory.mktemp("mistakes")
     def write(name, text):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(text)
     for split in ["train", "dev", "test"]:
-        write(f"task/{split}.jsonl", lines(*(GOOD | {"question": f"{split} {i}?"} for i in range(6))))
+        write(f"task/{split}.jsonl", lines(*(
+            GOOD | {"question": f"{split} {i}?"} for i in range(6))))
         write(f"no_dev_rows/{split}.jsonl", "" if split == "dev" else lines(GOOD))
         write(f"long/{split}.jsonl", lines(GOOD | {"question": split},
                                            GOOD | {"question": split + "x" * 1100}))
     write("malformed.jsonl", lines(GOOD, GOOD) + '{"question": "1 + 2?", "answer": \n')
     write("malformed.json", '[{"question": "1 + 2?",\n "answer": "3"},\n {"question": }]')
     write("scalars.jsonl", "1\n2\n")
+    write("a_list.jsonl", lines(GOOD, GOOD, ["1 + 1?", "2"]))
+    write("a_text.json", json.dumps([GOOD, "1 + 1?"]))
     write("no_question.jsonl", lines({"text": "1 + 1?", "answer": "2"}))
     write("no_answer.jsonl", lines({"question": "1 + 1?", "result": "2"}))
     write("list_question.jsonl", lines(*3 * [GOOD | {"question": ["1 + 1?"]}]))
@@ -60,12 +64,15 @@ def mistakes(tmp_path_factory):
     write("pairs.jsonl", lines({"prompt": "a", "chosen": "b"}))
     write("equal_pairs.jsonl", lines(*({"prompt": f"a{i}", "chosen": "b", "rejected": "b"}
                                        for i in range(9))))
+    write("chat_pairs.jsonl", lines(
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "rejected": "c"}))
     write("a_file", "not a folder")
     save_tiny(here / "model", "gpt2")
     save_answers(here / "answers")
     write("empty_model/config.json", "{}")
-    for name in ["no_tokenizer", "no_eos", "small_vocabulary", "no_weights", "half_weights", "pickled",
-                 "nan", "remote_code"]:
+    for name in ["no_tokenizer", "no_eos", "small_vocabulary", "no_weights", "half_weights",
+                 "pickled", "nan", "remote_code"]:
         shutil.copytree(here / "model", here / name)
     for file in (here / "no_tokenizer").glob("tokenizer*"):
         file.unlink()
@@ -92,17 +99,19 @@ def mistakes(tmp_path_factory):
     save_file(weights, here / "headless" / "model.safetensors", {"format": "pt"})
     for name in ["finished", "unfinished"]:
         args = reft_ppo.parse_args([f"--out={name}", *SMALL, "--warmup=model"])
-        runs.open_run(here / name, vars(args))
+        open_run(here / name, vars(args))
         (here / name / "checkpoint").mkdir()
         write(f"{name}/checkpoint/step-000020.pt", "broken")
     write("finished/result.json", "{}")
     write("finished/metrics.jsonl", "5\n")
     shutil.copytree(here / "finished", here / "half_config")
     write("half_config/config.json", '{"flags": ')
+    write("half_config/metrics.jsonl", "")
     write("unfinished/metrics.jsonl", "")
     write("strangers/model/mine.bin", "years of work")
     shutil.copytree(here / "model", here / "based" / "model")
-    (here / "latin1.jsonl").write_bytes((lines(GOOD) + '{"question": "Ren\u00e9?"').encode("latin1"))
+    (here / "latin1.jsonl").write_bytes(
+        (lines(GOOD) + '{"question": "Ren\u00e9?"').encode("latin1"))
     write("as_metrics/metrics.jsonl", lines(*(GOOD | {"question": f"{i}?"} for i in range(9))))
     write("generations.jsonl", '{"score": 1}\n')
     return here
@@ -116,7 +125,10 @@ ROWS = [
     ("sft", ["--task=table.csv"], ["table.csv", "a .jsonl or .json file"]),
     ("sft reft dpo", ["--task=malformed.jsonl"], ["line 3 of malformed.jsonl", "mend or delete"]),
     ("sft", ["--task=malformed.json"], ["line 3 of malformed.json", "mend"]),
-    ("sft", ["--task=scalars.jsonl"], ["scalars.jsonl", "JSON object"]),
+    ("sft reft dpo eval", ["--task=scalars.jsonl", "--model=model"],
+     ["row 1 of scalars.jsonl is 1", "JSON object"]),
+    ("sft", ["--task=a_list.jsonl"], ["row 3 of a_list.jsonl is ['1 + 1?', '2']", "JSON object"]),
+    ("sft", ["--task=a_text.json"], ["row 2 of a_text.json is '1 + 1?'", "JSON object"]),
     ("sft reft dpo", ["--task=no_question.jsonl"], ["row 1 of no_question.jsonl", "question"]),
     ("sft", ["--task=no_answer.jsonl"], ["row 1 of no_answer.jsonl", "answer", "result"]),
     ("sft", ["--task=list_question.jsonl"], ["row 1 of list_question.jsonl", "question", "text"]),
@@ -145,13 +157,16 @@ ROWS = [
     ("sft eval", ["--model=headless", *TASK], ["headless", "lack", "no causal LM"]),
     ("sft eval", ["--model=nan", *TASK], ["nan", "not finite"]),
     ("sft eval", ["--model=remote_code", *TASK], ["remote_code", "no model could be loaded"]),
-    ("sft reft dpo eval", ["--model=model", "--task=long"], ["row 2 of the", "context 1024", "leave it out"]),
+    ("sft reft dpo eval", ["--model=model", "--task=long"],
+     ["row 2 of the", "context 1024", "leave it out"]),
     ("sft reft dpo eval", ["--model=model", *TASK, "--max-new-tokens=1020"],
      ["--max-new-tokens 1020", "leaves room for"]),
     ("sft reft dpo eval", ["--max-new-tokens=0"], ["--max-new-tokens", "at least 1"]),
     ("sft reft dpo eval", ["--limit=-1"], ["--limit", "at least 1"]),
+    ("sft reft dpo eval", ["--eval-limit=0"], ["--eval-limit", "at least 1"]),
     ("sft reft dpo", ["--batch-size=0"], ["--batch-size", "at least 1"]),
-    ("sft reft dpo", ["--batch-size=8.5"], ["--batch-size", "a whole number at least 1, not '8.5'"]),
+    ("sft reft dpo", ["--batch-size=8.5"],
+     ["--batch-size", "a whole number at least 1, not '8.5'"]),
     ("sft reft dpo", ["--micro-batch-size=-4"], ["--micro-batch-size", "at least 1"]),
     ("sft reft dpo", ["--lr=0"], ["--lr", "greater than 0"]),
     ("sft reft dpo", ["--lr=-1e-3"], ["--lr", "greater than 0"]),
@@ -159,11 +174,11 @@ ROWS = [
     ("sft reft dpo", ["--lr=fast"], ["--lr", "a number", "not 'fast'"]),
     ("sft reft dpo", ["--save-every=0"], ["--save-every", "at least 1"]),
     ("sft dpo", ["--epochs=0"], ["--epochs", "at least 1"]),
-    ("sft", ["--warmup-ratio=1.5"], ["--warmup-ratio", "at most 1"]),
+    ("sft", ["--lr-warmup-ratio=1.5"], ["--lr-warmup-ratio", "at most 1"]),
     ("reft dpo", ["--warmup-epochs=0"], ["--warmup-epochs", "at least 1"]),
     ("reft", ["--steps=0"], ["--steps", "at least 1"]),
     ("reft", ["--kl-coef=-0.1"], ["--kl-coef", "at least 0"]),
-    ("reft", ["--max-kl=0"], ["--max-kl", "greater than 0"]),
+    ("reft", ["--target-kl=0"], ["--target-kl", "greater than 0"]),
     ("reft", ["--gamma=1.1"], ["--gamma", "at most 1"]),
     ("reft", ["--clip-eps=inf"], ["--clip-eps", "greater than 0"]),
     ("reft", ["--batch-size=64", "--minibatch-size=128"],
@@ -175,23 +190,32 @@ ROWS = [
     ("dpo", ["--label-smoothing=0.6"], ["--label-smoothing", "at most 0.5"]),
     ("dpo", ["--loss=kto"], ["--loss", "kto", "ipo"]),
     ("dpo", ["--task=none"], ["--task none", "--pairs"]),
-    ("dpo", [*SMALL, "--warmup=model", "--pairs=missing.jsonl"], ["missing.jsonl", "cannot be read"]),
-    ("dpo", [*SMALL, "--warmup=model", "--pairs=pairs.jsonl"], ["row 1 of pairs.jsonl", "rejected"]),
+    ("dpo", [*SMALL, "--warmup=model", "--pairs=missing.jsonl"],
+     ["missing.jsonl", "cannot be read"]),
+    ("dpo", [*SMALL, "--warmup=model", "--pairs=pairs.jsonl"],
+     ["row 1 of pairs.jsonl", "rejected"]),
+    ("dpo", [*SMALL, "--warmup=model", "--pairs=chat_pairs.jsonl"],
+     ["row 2 of chat_pairs.jsonl: its chosen is [", "has to be a text", "as one"]),
+    ("dpo", [*SMALL, "--warmup=model", "--pairs=a_list.jsonl"], ["row 3 of a_list.jsonl"]),
+    ("dpo", [*SMALL, "--warmup=model", "--pairs=scalars.jsonl"], ["row 1 of scalars.jsonl is 1"]),
     ("dpo", [*SMALL, "--warmup=model", "--pairs=equal_pairs.jsonl"], ["no pair to learn from"]),
     ("dpo", [*SMALL, "--warmup=model", "--pairs=malformed.jsonl"], ["line 3 of malformed.jsonl"]),
     ("sft reft dpo eval", ["--speed=9"], ["--speed", "--help"]),
     ("verifier", ["The answer is 4.", "--answer=4", "--speed=9"], ["--speed", "--help"]),
-    ("sft dpo", ["--epoch=5"], ["--epoch=5", "did you mean --epochs?"]),
-    ("reft", ["--kl_coef=0.1"], ["--kl_coef=0.1", "did you mean --kl-coef?"]),
+    ("sft dpo", ["--epoch=5"], ["no flag --epoch:", "did you mean --epochs?"]),
+    ("reft", ["--kl_coef=0.1"], ["no flag --kl_coef:", "did you mean --kl-coef?"]),
     ("eval", ["--sample", "4"], ["--sample", "did you mean --samples?"]),
     ("verifier", ["--anwser", "4", "--answer=4", "The answer is 4."], ["did you mean --answer?"]),
+    ("verifier", ["--answr=4", "The answer is 4."],  # and not that --answer is missing
+     ["there is no flag --answr: did you mean --answer?"]),
     ("sft reft dpo", ["fast"], ["'fast' belongs to no flag"]),
     ("sft reft dpo eval", ["--cot=python"], ["--cot", "python", "program"]),
     ("sft reft dpo eval", ["--seed=-1"], ["--seed", "at least 0"]),
     ("sft reft dpo eval", ["--device=tpu"], ["--device", "tpu", "cpu"]),
     ("sft reft dpo eval", ["--model=model", *TASK, "--device=cuda"],
      ["--device cuda", "PyTorch finds none", "--device cpu"]),
-    ("sft reft dpo eval", ["--model=model", *TASK, "--dtype=int8"], ["--dtype", "int8", "bfloat16"]),
+    ("sft reft dpo eval", ["--model=model", *TASK, "--dtype=int8"],
+     ["--dtype", "int8", "bfloat16"]),
     ("sft reft dpo", [*SMALL, "--out=a_file/run"], ["a_file", "choose another folder"]),
     ("sft reft dpo", [*SMALL, "--out=a_file"], ["a_file", "choose another"]),
     ("sft", [*SMALL, "--out=model"], ["--model is there", "choose another folder"]),
@@ -207,12 +231,14 @@ ROWS = [
     ("sft reft dpo", ["--task=latin1.jsonl"], ["line 2 of latin1.jsonl", "UTF-8"]),
     ("reft", [*SMALL, "--warmup=model", "--out=finished"],
      ["a finished run with these settings", "--overwrite"]),
+    ("sft reft dpo", ["--resume=1"], ["--resume takes no value, and was given '1'"]),
+    ("sft", ["--gradient-checkpointing=no"], ["--gradient-checkpointing takes no value"]),
     ("sft reft dpo", ["--resume"], ["--resume", "no run in out/", "leave --resume out"]),
     ("sft reft dpo", ["--resume", "--overwrite"], ["--overwrite", "not allowed with", "--resume"]),
     ("reft", [*SMALL, "--warmup=model", "--out=unfinished", "--resume", "--lr=0.1"],
      ["other settings", "--lr is 0.0005 there and 0.1 here", "--resume"]),
-    ("reft", [*SMALL, "--warmup=model", "--out=unfinished"], ["unfinished run", "--resume",
-                                                              "--overwrite"]),
+    ("reft", [*SMALL, "--warmup=model", "--out=unfinished"],
+     ["unfinished run", "--resume", "--overwrite"]),
     ("reft", [*SMALL, "--warmup=model", "--out=unfinished", "--resume"],
      ["unfinished/checkpoint/step-000020.pt cannot be read", "--overwrite"]),
     ("reft", [*SMALL, "--warmup=model", "--out=finished", "--seed=3"],
@@ -255,17 +281,18 @@ def test_a_mistake_costs_one_sentence(script, flags, words, mistakes, monkeypatc
     assert contents(mistakes) == before
 
 
-def test_what_just_fits_the_context_is_taken(mistakes):
+def test_what_just_fits_the_context_is_taken():
     """A context of 1024 tokens; a prompt of 9 characters and its frame of 19, a token each."""
-    lm, problems = tiny_lm("gpt2", 258), {"question": ["Q" * 9]}
-    def stops(max_new_tokens, problems=problems, examples=()):
+    lm = tiny_lm("gpt2", 258)
+    def stops(max_new_tokens, question="Q" * 9, examples=()):
+        prompts = {"train": [f"Question: {question}\nAnswer:\n"]}
         try:
-            check_room(lm, byte_tokenizer(), {"train": problems}, "nl", max_new_tokens, examples)
+            check_room(lm, byte_tokenizer(), prompts, max_new_tokens, examples)
         except SystemExit:
             return True
     assert len("Question: \nAnswer:\n") == 19
     assert not stops(1024 - 28) and stops(1024 - 27)
-    assert not stops(1, {"question": ["Q" * 1004]}) and stops(1, {"question": ["Q" * 1005]})
+    assert not stops(1, "Q" * 1004) and stops(1, "Q" * 1005)
     assert not stops(1, examples=[([2] * 28, [3] * 996)])
     assert stops(1, examples=[([2] * 28, [3] * 997)])
 
@@ -274,14 +301,16 @@ def test_shared_questions_are_a_warning_with_their_count(tmp_path, capsys):
     for split, numbers in [("train", range(9)), ("dev", range(8, 12)), ("test", range(6, 16))]:
         (tmp_path / f"{split}.jsonl").write_text(lines(*(
             GOOD | {"question": f"{i}?"} for i in numbers)))
-    verifier.load_splits(tmp_path)
-    verifier.load_splits(tmp_path)  # said once
+    parser = make_parser("", out="out")
+    for _ in range(2):  # said once
+        verifier.load_task(parser.parse_args([f"--task={tmp_path}"]))
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 2 and all(line.startswith("warning: ") for line in warnings)
     assert "1 of the 4 dev questions" in warnings[0] and "3 of the 10 test" in warnings[1]
-    verifier.load_splits("word_problems")
+    verifier.load_task(parser.parse_args([]))
     assert capsys.readouterr().err == ""
 
 
 def test_the_table_is_long_enough():
-    assert len(ROWS) >= 40 and {name for names, *_ in ROWS for name in names.split()} == set(SCRIPTS)
+    assert len(ROWS) >= 100
+    assert {name for names, *_ in ROWS for name in names.split()} == set(SCRIPTS)

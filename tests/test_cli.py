@@ -47,6 +47,18 @@ def test_a_tilde_is_the_home_folder_in_every_path(script, flags, monkeypatch):
     assert [getattr(args, name) for name in flags] == [f"/home/me/{name}" for name in flags]
 
 
+def test_a_tilde_is_the_home_folder_in_what_is_measured(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    seen = []
+    for name in ["compare", "rescore"]:
+        monkeypatch.setattr(evaluation, name, seen.append)
+    evaluation.main(["~/sft", "~other/sft", "out/~", "--out=~/compare"])
+    evaluation.main(["--rescore=~/compare/generations/0-sft.jsonl"])
+    assert seen[0].runs == ["/home/me/sft", "~other/sft", "out/~"]
+    assert seen[0].out == "/home/me/compare"
+    assert seen[1].rescore == "/home/me/compare/generations/0-sft.jsonl"
+
+
 def test_eval_takes_limit_as_its_eval_limit(monkeypatch):
     """It trains on nothing, so that there is but one thing to limit."""
     seen = []

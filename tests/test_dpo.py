@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import dpo
-from dpo import (diagnose, dpo_loss, ipo_loss, measure_pairs, pair_logps, preferred_ft_loss,
+from dpo import (dpo_loss, ipo_loss, measure_pairs, pair_logps, preferred_ft_loss,
                  response_logps, unlikelihood_loss, with_reference_logps)
 from plumbing.models import load_model
 from plumbing.packing import pad
@@ -173,8 +173,8 @@ def test_measure_pairs_counts_ties_half():
 
 def run(tmp_path, *flags, name="dpo"):
     out = tmp_path / name
-    dpo.main(["--limit=24", "--eval-limit=24", "--epochs=2", "--max-new-tokens=12", "--device=cpu", f"--out={out}",
-              *flags])
+    dpo.main(["--limit=24", "--eval-limit=24", "--epochs=2", "--max-new-tokens=12", "--device=cpu",
+              f"--out={out}", *flags])
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: x for k, x in line.items() if k != "seconds"} for line in lines]
 
@@ -344,6 +344,7 @@ def test_main_keeps_its_best_step(tmp_path, monkeypatch, capsys, scripted, best)
     result = json.loads((tmp_path / "dpo/result.json").read_text())
     assert (result["dev_accuracy"], result["test_accuracy"], result["warmup_test_accuracy"],
             result["best_step"]) == (0.5, 0.75, 0.25, best)
+    assert result["warmup_dev_accuracy"] == scripted[0] and result["pairs"] == {"pairs": 20}
     assert ("fell from" if best else "No evaluation on dev") in capsys.readouterr().out
 
 
@@ -383,11 +384,3 @@ def test_main_bad_input_is_one_sentence(tmp_path, flags, words, capsys):
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and words in error and "Traceback" not in error
     assert not (tmp_path / "dpo").exists()  # and no run that was there is lost
-
-
-def test_diagnose_names_a_fall_and_a_run_that_never_rose():
-    def found(*dev):
-        return diagnose([{"dev_accuracy": x} for x in (0.5, *dev)])
-    assert found(0.6, 0.7, 0.65) == []
-    assert "fell from 70.0% to 55.0%" in found(0.6, 0.7, 0.55)[0]
-    assert "the saved model is the warm-up" in found(0.4, 0.5)[0]

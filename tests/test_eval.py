@@ -179,8 +179,8 @@ def test_main_measures_the_kl_to_the_warmup(tmp_path, capsys):
     assert (warmup, reft) == (0, 0)
     # of the model to the warm-up and not the other way, on the model's own samples
     (model, tokenizer), (reference, _) = (load_model(f, "cpu") for f in [folders[1], folders[0]])
-    sampled = respond(model, tokenizer, load_problems("word_problems", "test", 3), Task(), 4, 2, 1.0,
-                      seed=0)
+    problems = load_problems("word_problems", "test", 3)
+    sampled = respond(model, tokenizer, problems, Task(), 4, 2, 1.0, seed=0)
     expected = response_kl(model, reference, tokenizer, sampled).mean().item()
     other_way = response_kl(reference, model, tokenizer, sampled).mean().item()
     assert sft == pytest.approx(expected, rel=1e-4) and sft != pytest.approx(other_way, rel=1e-3)

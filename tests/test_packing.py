@@ -24,14 +24,15 @@ def plainly(lm, examples):
     return torch.cat(logits), torch.cat(hidden)
 
 
+@pytest.mark.parametrize("count", [20, 10])
 @pytest.mark.parametrize("kind", KINDS)
-def test_predict_packed_is_each_sequence_by_itself(kind):
-    """Outputs and gradients, 20 sequences in three grids, some of the same prompt, some longer than
-    a sliding window."""
-    lm = tiny_lm(kind, seed=1)
+def test_predict_packed_is_each_sequence_by_itself(kind, count):
+    """Outputs and gradients, sequences in three grids or two, four or two of the same prompt, some
+    longer than a sliding window."""
+    lm, examples = tiny_lm(kind, seed=1), EXAMPLES[:count]
     assert lm.config._attn_implementation == "packed"
     results = []
-    for outputs in [predict(lm, *pad(EXAMPLES, "cpu"), hidden_states=True), plainly(lm, EXAMPLES)]:
+    for outputs in [predict(lm, *pad(examples, "cpu"), hidden_states=True), plainly(lm, examples)]:
         lm.zero_grad()
         sum((x * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum() for x in outputs).backward()
         gradient = torch.cat([p.grad.flatten() for p in lm.parameters() if p.grad is not None])
@@ -64,7 +65,8 @@ def test_predict_computes_no_padding_and_no_logits_of_prompts():
     predict(lm, *pad(EXAMPLES, "cpu"))
     prompts = {tuple(prompt) for prompt, _ in EXAMPLES}  # four times the same five
     responses = sum(len(r) for _, r in EXAMPLES)
-    assert seen == {"tokens": sum(map(len, prompts)) + responses, "logits": responses}
+    # a response's first token is chosen in its prompt's last state, which four of them share
+    assert seen == {"tokens": sum(map(len, prompts)) + responses, "logits": responses - 3 * 5}
 
 
 @pytest.mark.parametrize("config", [
@@ -81,6 +83,24 @@ def test_enable_leaves_models_alone_that_packing_would_change(config):
     if config.model_type == "bloom":
         predicted, plain = predict(lm, *pad(EXAMPLES, "cpu"), True), plainly(lm, EXAMPLES)
         torch.testing.assert_close(predicted, plain, rtol=1e-3, atol=1e-5)
+
+
+def test_enable_leaves_a_model_alone_that_refuses_to_be_packed():
+    """It takes the setting, and then does not know what it is called with."""
+    lm = tiny_lm()
+    lm.set_attn_implementation("sdpa")
+    forward, calls = lm.forward, []
+    def refuse(input_ids, attention_mask, position_ids, **known):
+        calls.append(sorted(known))
+        if "layout" in known:
+            raise TypeError("an unexpected keyword argument 'layout'")
+        return forward(input_ids=input_ids, attention_mask=attention_mask,
+                       position_ids=position_ids, **known)
+    lm.forward = refuse
+    packing.enable(lm)
+    assert "layout" in calls[-1] and lm.config._attn_implementation == "sdpa"
+    predicted, plain = predict(lm, *pad(EXAMPLES, "cpu"), True), plainly(tiny_lm(), EXAMPLES)
+    torch.testing.assert_close(predicted, plain, rtol=1e-3, atol=1e-5)
 
 
 def test_saved_config_does_not_name_packing(tmp_path):

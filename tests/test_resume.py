@@ -11,12 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dpo
+import plumbing.run
 import reft_ppo
-import resume
-import runs
 import sft
+from plumbing import figures, files
+from plumbing.checkpoints import (catch_signals, checkpoints, random_state, set_random_state,
+                                  set_seed)
+from plumbing.cli import HOME
+from plumbing.run import Run
 from tests.killed import assert_nothing_is_half_written, ended
 from tests.tiny import byte_tokenizer, save_answers, save_tiny
+from verifier import Grade, Task
 
 SCRIPTS = {"sft": sft.main, "reft": reft_ppo.main, "dpo": dpo.main}
 
@@ -27,7 +32,7 @@ def given(tmp_path_factory):
     problems that it solves now and then."""
     folder = tmp_path_factory.mktemp("given")
     for split, size in [("train", 20), ("dev", 6), ("test", 6)]:
-        runs.write_lines(folder, f"{split}.jsonl", [
+        files.write_lines(folder, f"{split}.jsonl", [
             {"question": f"{split} {i}", "cot": f"The answer is {i % 13}.", "answer": str(i % 13)}
             for i in range(size)])
     return {"base": save_tiny(folder / "base", "gpt2"), "answers": save_answers(folder / "answers"),
@@ -46,8 +51,9 @@ def flags(name, given, out):
 
 
 def assert_same_end(one, other):
-    (metrics, result, weights), (others, result_of_other, weights_of_other) = ended(one), ended(other)
-    assert metrics == others and len({m["step"] for m in metrics}) == len(metrics)
+    metrics, result, weights = ended(one)
+    metrics_of_other, result_of_other, weights_of_other = ended(other)
+    assert metrics == metrics_of_other and len({m["step"] for m in metrics}) == len(metrics)
     assert result == result_of_other
     assert weights.keys() == weights_of_other.keys()
     assert all(torch.equal(weights[name], weights_of_other[name]) for name in weights)
@@ -59,7 +65,7 @@ def undisturbed(given, tmp_path_factory):
     folders = {name: tmp_path_factory.mktemp("whole") / name for name in SCRIPTS}
     for name, main in SCRIPTS.items():
         main(flags(name, given, folders[name]))
-        assert len(runs.read_metrics(folders[name])) >= 10
+        assert len(files.read_metrics(folders[name])) >= 10
     return folders
 
 
@@ -71,44 +77,101 @@ def test_interrupted_and_resumed_is_as_undisturbed(name, number, at, given, undi
     """After the first step, within an epoch, at an evaluation, at the end; with a dropout model for
     SFT, whose random numbers have to go on as well. Another seed in between disturbs nothing."""
     out, argv = tmp_path / name, flags(name, given, tmp_path / name)
-    log = runs.log_step
+    log = files.log_step
     def interrupt(folder, metrics):
         log(folder, metrics)
         if metrics["step"] == at:
             os.kill(os.getpid(), number)
-    monkeypatch.setattr(runs, "log_step", interrupt)
+    monkeypatch.setattr(files, "log_step", interrupt)
     usual = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
         SCRIPTS[name](argv)
     assert stopped.value.code == 128 + number
     assert f"saved after step {at} " in capsys.readouterr().err
     assert signal.getsignal(number) == usual and not (out / "result.json").exists()
-    monkeypatch.setattr(runs, "log_step", log)
-    runs.set_seed(12345)
+    monkeypatch.setattr(files, "log_step", log)
+    set_seed(12345)
     SCRIPTS[name](argv + ["--resume"])
     assert f"after step {at}" in capsys.readouterr().out
     assert_same_end(out, undisturbed[name])
 
 
 def test_the_newest_two_checkpoints_are_kept(undisturbed):
-    assert [path.name for path in resume.checkpoints(undisturbed["reft"])] == [
+    assert [path.name for path in checkpoints(undisturbed["reft"])] == [
         "step-000008.pt", "step-000010.pt"]
 
 
 def test_resumed_dpo_learns_from_the_pairs_it_had(given, undisturbed, tmp_path, monkeypatch):
     """On a GPU, sampling again would give others."""
-    out, argv, log = tmp_path / "dpo", flags("dpo", given, tmp_path / "dpo"), runs.log_step
+    out, argv, log = tmp_path / "dpo", flags("dpo", given, tmp_path / "dpo"), files.log_step
     def interrupt(folder, metrics):
         log(folder, metrics)
         if metrics["step"] == 4:
             os.kill(os.getpid(), signal.SIGINT)
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "log_step", interrupt)
+        patched.setattr(files, "log_step", interrupt)
         with pytest.raises(SystemExit):
             dpo.main(argv)
     monkeypatch.setattr(dpo, "respond", None)
     dpo.main(argv + ["--resume"])
     assert_same_end(out, undisturbed["dpo"])
+
+
+def test_resumed_dpo_that_was_stopped_before_its_first_checkpoint_samples_its_pairs(
+        given, undisturbed, tmp_path, monkeypatch):
+    """There are no pairs yet that it could learn from."""
+    out, argv = tmp_path / "dpo", flags("dpo", given, tmp_path / "dpo")
+    def interrupt(*args):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patched:
+        patched.setattr(dpo, "keep_pairs", interrupt)
+        with pytest.raises(SystemExit):
+            dpo.main(argv)
+    assert not (out / "pairs.jsonl").exists() and not checkpoints(out)
+    dpo.main(argv + ["--resume"])
+    assert_same_end(out, undisturbed["dpo"])
+
+
+def test_overwritten_dpo_learns_from_pairs_of_its_own(given, undisturbed, tmp_path, monkeypatch):
+    """And not from those of the unfinished run that it replaces, of another seed."""
+    out, argv, log = tmp_path / "dpo", flags("dpo", given, tmp_path / "dpo"), files.log_step
+    def interrupt(folder, metrics):
+        log(folder, metrics)
+        if metrics["step"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "log_step", interrupt)
+        with pytest.raises(SystemExit):
+            dpo.main(argv + ["--seed=1"])
+    replaced = (out / "pairs.jsonl").read_text()
+    dpo.main(argv + ["--overwrite"])
+    assert (out / "pairs.jsonl").read_text() != replaced
+    assert_same_end(out, undisturbed["dpo"])
+
+
+@pytest.mark.parametrize("name, main", [("reft", reft_ppo.main), ("dpo", dpo.main)])
+@pytest.mark.parametrize("place", ["save", "write_json"])
+def test_stopped_at_its_figure_or_its_result_it_has_both_when_it_was_resumed(
+        name, main, place, given, undisturbed, tmp_path, monkeypatch, capsys):
+    """The result is written last, so that a folder which has one lacks nothing."""
+    out, argv = tmp_path / name, flags(name, given, tmp_path / name)
+    owner = figures if place == "save" else files
+    real = getattr(owner, place)
+    def interrupt(*args):
+        if place == "save" or args[1] == "result.json":
+            assert (out / "curves.png").exists() == (place == "write_json")
+            raise KeyboardInterrupt
+        return real(*args)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, place, interrupt)
+        with pytest.raises(SystemExit):
+            main(argv)
+    assert not (out / "result.json").exists()
+    capsys.readouterr()
+    main(argv + ["--resume"])
+    assert "points over its warm-up" in capsys.readouterr().out
+    assert (out / "curves.png").stat().st_size > 10_000
+    assert_same_end(out, undisturbed[name])
 
 
 def test_a_run_that_was_moved_goes_on(given, undisturbed, tmp_path, monkeypatch):
@@ -117,15 +180,16 @@ def test_a_run_that_was_moved_goes_on(given, undisturbed, tmp_path, monkeypatch)
     out, argv = interrupted(given, tmp_path / "a", monkeypatch, at=5,
                             more=[f"--warmup={tmp_path / 'a' / 'start'}"])
     (tmp_path / "a").rename(tmp_path / "b")
-    reft_ppo.main([*argv, f"--warmup={tmp_path / 'b' / 'start'}", f"--out={tmp_path / 'b' / 'reft'}",
-                   "--resume"])
+    reft_ppo.main([*argv, f"--warmup={tmp_path / 'b' / 'start'}",
+                   f"--out={tmp_path / 'b' / 'reft'}", "--resume"])
     assert_same_end(tmp_path / "b" / "reft", undisturbed["reft"])
 
 
 @pytest.mark.parametrize("what, words", [
     ("task", "--task"), ("warmup", "--warmup"), ("metrics", "does not hold each step up to 9"),
     ("lock", "another process is writing there")])
-def test_resume_refuses_what_it_cannot_go_on_with(what, words, given, tmp_path, monkeypatch, capsys):
+def test_resume_refuses_what_it_cannot_go_on_with(what, words, given, tmp_path, monkeypatch,
+                                                  capsys):
     """Another task file, another model, a metrics.jsonl with a gap; and a run that is under way."""
     shutil.copytree(given["answers"], tmp_path / "start")
     shutil.copytree(given["task"], tmp_path / "task", ignore=shutil.ignore_patterns("base", "ans*"))
@@ -156,8 +220,9 @@ def test_resume_refuses_what_it_cannot_go_on_with(what, words, given, tmp_path, 
 
 
 def test_one_question_a_step(given, tmp_path):
-    reft_ppo.main(flags("reft", given, tmp_path / "reft") + ["--batch-size=1", "--minibatch-size=1"])
-    assert len(runs.read_metrics(tmp_path / "reft")) == 10
+    reft_ppo.main([*flags("reft", given, tmp_path / "reft"), "--batch-size=1",
+                   "--minibatch-size=1"])
+    assert len(files.read_metrics(tmp_path / "reft")) == 10
 
 
 def test_overwrite_leaves_no_old_checkpoint_behind(given, undisturbed, tmp_path, monkeypatch,
@@ -172,30 +237,30 @@ def test_overwrite_leaves_no_old_checkpoint_behind(given, undisturbed, tmp_path,
 
 def test_seconds_are_those_of_all_parts(given, tmp_path, monkeypatch):
     out, argv = interrupted(given, tmp_path, monkeypatch, at=4)
-    path = resume.checkpoints(out)[-1]
+    path = checkpoints(out)[-1]
     torch.save(torch.load(path) | {"seconds": 1000.0}, path)
     reft_ppo.main(argv + ["--resume"])
-    assert 1000 < runs.read_json(out, "result.json")["seconds"] < 1100
+    assert 1000 < files.read_json(out, "result.json")["seconds"] < 1100
 
 
 def test_all_random_generators_go_on():
     import random
     import numpy
-    runs.set_seed(3)
+    set_seed(3)
     numpy.random.seed(3)
-    state = resume.random_state()
+    state = random_state()
     def draw():
         return [random.random(), random.gauss(0, 1), numpy.random.rand(), torch.rand(1).item()]
     first = draw()
     assert draw() != first
-    resume.set_random_state(state)
+    set_random_state(state)
     assert draw() == first
 
 
 def test_resume_passes_over_a_broken_checkpoint(given, undisturbed, tmp_path, monkeypatch, capsys):
     """One flipped bit, which PyTorch itself would not notice: the one before it is taken."""
     out, argv = interrupted(given, tmp_path, monkeypatch, at=9)
-    *_, last = resume.checkpoints(out)
+    *_, last = checkpoints(out)
     data = bytearray(last.read_bytes())
     data[len(data) // 2] ^= 1
     last.write_bytes(data)
@@ -207,7 +272,7 @@ def test_resume_passes_over_a_broken_checkpoint(given, undisturbed, tmp_path, mo
 
 def test_resume_stops_where_no_checkpoint_can_be_read(given, tmp_path, monkeypatch, capsys):
     out, argv = interrupted(given, tmp_path, monkeypatch, at=9)
-    for path in resume.checkpoints(out):
+    for path in checkpoints(out):
         path.write_bytes(path.read_bytes()[:100])
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stopped:
@@ -219,13 +284,13 @@ def test_resume_stops_where_no_checkpoint_can_be_read(given, tmp_path, monkeypat
 def interrupted(given, tmp_path, monkeypatch, at, more=()):
     """A run of ReFT that was stopped after step `at`: its folder and its flags."""
     out = tmp_path / "reft"
-    argv, log = flags("reft", given, out), runs.log_step
+    argv, log = flags("reft", given, out), files.log_step
     def interrupt(folder, metrics):
         log(folder, metrics)
         if metrics["step"] == at:
             os.kill(os.getpid(), signal.SIGINT)
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "log_step", interrupt)
+        patched.setattr(files, "log_step", interrupt)
         with pytest.raises(SystemExit):
             reft_ppo.main([*argv, *more])
     return out, argv
@@ -237,7 +302,7 @@ def test_a_checkpoint_cannot_run_code(given, tmp_path, monkeypatch, capsys):
     class Attack:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "attacked"),)
-    for path in resume.checkpoints(out):
+    for path in checkpoints(out):
         torch.save({"kept": Attack()}, path)
     with pytest.raises(SystemExit) as stopped:
         reft_ppo.main(argv + ["--resume"])
@@ -258,17 +323,46 @@ def test_a_second_signal_stops_at_once(given, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         reft_ppo.main(argv)
     assert stopped.value.code == 130 and "--resume goes on" in capsys.readouterr().err
-    assert [m["step"] for m in runs.read_metrics(out)] == [1, 2, 3, 4, 5, 6]
-    assert [path.name for path in resume.checkpoints(out)] == ["step-000004.pt"]
+    assert [m["step"] for m in files.read_metrics(out)] == [1, 2, 3, 4, 5, 6]
+    assert [path.name for path in checkpoints(out)] == ["step-000004.pt"]
+
+
+def test_a_signal_that_is_to_be_ignored_stays_ignored():
+    """As nohup asks of SIGHUP; the others are noted for the end of the step."""
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    caught, let_go = catch_signals()
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert caught == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert caught == [signal.SIGTERM]
+    finally:
+        let_go()
+        signal.signal(signal.SIGHUP, usual)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_the_tests_have_a_terminals_signals_whoever_started_them():
+    """Started where all are ignored, conftest.py takes that back, for its children too."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    ask = "import signal; print([int(signal.getsignal(n) == signal.SIG_IGN) for n in (2, 15, 1)])"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ask!r}])"
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", f"{ask}\nimport tests.conftest; {child}\n{ask}"],
+        cwd=HOME, capture_output=True, text=True,
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN) for number in numbers])
+    assert done.stdout.split("\n")[:3] == ["[1, 1, 1]", "[0, 0, 0]", "[0, 0, 0]"], done.stderr
 
 
 KILLS = [("sft", 5), ("open", 1), ("rollout", 4), ("saving", 2), ("restore", 1), ("update", 7),
-         ("rename", 2), ("logging", 2), ("evaluation", 1), ("model", 1), ("result", 1)]
+         ("rename", 2), ("logging", 2), ("evaluation", 1), ("model", 1), ("figure", 1),
+         ("result", 1)]
 
 
 def test_killed_at_any_moment(given, tmp_path, capfd):
     """SIGKILL in the warm-up, a rollout, an update, an evaluation, halfway through a checkpoint, a
-    line and a model, before a rename: one run, resumed each time, ends as an undisturbed one."""
+    line and a model, before a rename, right after the figure, before the result: one run, resumed
+    each time, ends as an undisturbed one, with its figure and its summary."""
     def argv(out):
         return [f"--model={given['base']}", "--warmup-epochs=6", "--warmup-lr=1e-3",
                 *(flag for flag in flags("reft", given, out) if not flag.startswith("--warmup")),
@@ -276,12 +370,16 @@ def test_killed_at_any_moment(given, tmp_path, capfd):
     reft_ppo.main(argv(tmp_path / "whole" / "reft"))
     out = tmp_path / "killed" / "reft"
     for place, count in KILLS + [("loading", 1000)]:  # so often it never comes by the last
-        going_on = any(runs.is_begun(folder) for folder in [out, out.parent / "warmup"])
+        going_on = any(files.is_begun(folder) for folder in [out, out.parent / "warmup"])
         done = subprocess.run(
             [sys.executable, "-m", "tests.killed", place, str(count), "reft_ppo.py", *argv(out),
-             *["--resume"] * going_on], cwd=runs.HOME, env=os.environ | {"OMP_NUM_THREADS": "1"})
+             *["--resume"] * going_on], cwd=HOME, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert done.returncode == (0 if place == "loading" else -signal.SIGKILL), place
         assert_nothing_is_half_written(out.parent)
+        if place in ["figure", "result"]:
+            assert not (out / "result.json").exists()
+            (out / "curves.png").unlink()  # it was there, and is drawn again
+    assert "points over its warm-up" in capfd.readouterr().out and (out / "curves.png").exists()
     assert_same_end(out, tmp_path / "whole" / "reft")
     assert_same_end(out.parent / "warmup", tmp_path / "whole" / "warmup")
     assert not [path for path in out.parent.rglob("*.tmp")]
@@ -303,36 +401,37 @@ def full_disk():
     (10, 10_000, "step-000010.pt could not be written")])
 def test_a_full_disk_leaves_the_last_checkpoint(at, size, words, given, undisturbed, tmp_path,
                                                 monkeypatch, capsys, full_disk):
-    out, log, usual = tmp_path / "reft", runs.log_step, resource.getrlimit(resource.RLIMIT_FSIZE)
+    out, log, usual = tmp_path / "reft", files.log_step, resource.getrlimit(resource.RLIMIT_FSIZE)
     argv = flags("reft", given, out)
     def fill(folder, metrics):
         if metrics["step"] == at:
             full_disk(size)
         log(folder, metrics)
-    monkeypatch.setattr(runs, "log_step", fill)
+    monkeypatch.setattr(files, "log_step", fill)
     with pytest.raises(SystemExit) as stopped:
         reft_ppo.main(argv)
     resource.setrlimit(resource.RLIMIT_FSIZE, usual)
     error = capsys.readouterr().err
     assert stopped.value.code == 1 and words in error and "--resume" in error
     assert_nothing_is_half_written(out)
-    assert not list(out.rglob("*.tmp")) and resume.checkpoints(out)
-    monkeypatch.setattr(runs, "log_step", log)
+    assert not list(out.rglob("*.tmp")) and checkpoints(out)
+    monkeypatch.setattr(files, "log_step", log)
     reft_ppo.main(argv + ["--resume"])
     assert_same_end(out, undisturbed["reft"])
 
 
 def test_a_full_disk_when_the_model_is_saved(given, undisturbed, tmp_path, monkeypatch, capsys,
                                              full_disk):
-    out, save, usual = tmp_path / "sft", runs.save_model, resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setattr(runs, "save_model", lambda *args: (full_disk(10_000), save(*args)))
+    out, save = tmp_path / "sft", plumbing.run.save_model
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(plumbing.run, "save_model", lambda *args: (full_disk(10_000), save(*args)))
     with pytest.raises(SystemExit) as stopped:
         sft.main(flags("sft", given, out))
     resource.setrlimit(resource.RLIMIT_FSIZE, usual)
     error = capsys.readouterr().err
     assert stopped.value.code == 1 and "File too large" in error and "--resume" in error
     assert not list(out.glob("model*")) and not (out / "result.json").exists()
-    monkeypatch.setattr(runs, "save_model", save)
+    monkeypatch.setattr(plumbing.run, "save_model", save)
     sft.main(flags("sft", given, out) + ["--resume"])
     assert_same_end(out, undisturbed["sft"])
 
@@ -341,7 +440,8 @@ def test_a_full_disk_when_the_model_is_saved(given, undisturbed, tmp_path, monke
 
 
 @pytest.mark.parametrize("name, words", [
-    ("sft", "the loss of training row"), ("reft", "of training row"), ("dpo", "the gradient's norm is nan")])
+    ("sft", "the loss of training row"), ("reft", "of training row"),
+    ("dpo", "the gradient's norm is nan")])
 def test_a_learning_rate_that_ruins_the_model_stops_the_run(name, words, given, tmp_path, capsys,
                                                             monkeypatch):
     """Before the step that would have made the weights not finite, or the first after them."""
@@ -356,13 +456,14 @@ def test_a_learning_rate_that_ruins_the_model_stops_the_run(name, words, given, 
         SCRIPTS[name](flags(name, given, out) + ["--lr=1e30"])
     error = capsys.readouterr().err
     assert stopped.value.code == 1 and words in error and "--lr 1e+30 is too high" in error
-    done = runs.read_metrics(out) if (out / "metrics.jsonl").exists() else []
+    done = files.read_metrics(out) if (out / "metrics.jsonl").exists() else []
     assert f"step {len(done) + (name != 'dpo')}: " in error  # DPO's has a line for step 0
 
 
 def test_dpo_names_the_pair_whose_loss_is_not_finite(given, tmp_path, monkeypatch, capsys):
-    runs.write_lines(tmp_path, "pairs.jsonl", [
-        {"prompt": "Q", "chosen": f"The answer is {i}.", "rejected": f"The answer is {(i + 1) % 13}."}
+    files.write_lines(tmp_path, "pairs.jsonl", [
+        {"prompt": "Q", "chosen": f"The answer is {i}.",
+         "rejected": f"The answer is {(i + 1) % 13}."}
         for i in range(13)])
     logps = dpo.response_logps
     def poisoned(model, examples):  # chosen in row 3, token 5, and nothing in the reference's pass
@@ -378,22 +479,36 @@ def test_dpo_names_the_pair_whose_loss_is_not_finite(given, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("what, words", [
     ("reward", "the reward of training row"), ("grad", "the gradient's norm is inf"),
-    ("logprobs", "ref_logprobs of training row")])
-def test_what_is_not_finite_is_named_and_touches_no_weight(what, words, given, tmp_path, monkeypatch,
-                                                           capsys):
+    ("logprobs", "ref_logprobs of training row"),
+    ("ratio", "pi / pi_old or the value's square of training row")])
+def test_what_is_not_finite_is_named_in_whatever_minibatch_it_is(what, words, given, tmp_path,
+                                                                monkeypatch, capsys):
     out = tmp_path / "reft"
     if what == "reward":
         asked = []
-        def bad_rule(text, answer, *args):
-            asked.append(answer)
-            return float("nan") if len(asked) == 43 else 0.0  # the third of step 6
-        monkeypatch.setattr(reft_ppo, "reward", bad_rule)
+        def bad_rule(self, texts, answers):
+            asked.extend(answers if len(answers) == 8 else [])  # of rollouts, and not of dev
+            return [Grade(None, False, float("nan") if len(asked) == 48 and i == 2 else 0.0)
+                    for i in range(len(answers))]
+        monkeypatch.setattr(Task, "grade", bad_rule)
     elif what == "grad":
         norms, clip = [], torch.nn.utils.clip_grad_norm_
         def overflow(*args):
             norms.append(clip(*args))
             return norms[-1] * float("inf") if len(norms) == 22 else norms[-1]  # 4 a step
-        monkeypatch.setattr(reft_ppo.nn.utils, "clip_grad_norm_", overflow)
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflow)
+    elif what == "ratio":
+        score, forward, rollouts = reft_ppo.score_tokens, reft_ppo.logprobs_and_values, []
+        def remember(policy, reference, rollout, size):
+            score(policy, reference, rollout, size)
+            rollouts.append(rollout)
+        def poisoned(policy, part):
+            logprobs, values = forward(policy, part)
+            factors = [float("nan") if len(rollouts) == 6 and row.equal(rollouts[5].ids[2])
+                       else 1.0 for row in part.ids]
+            return logprobs * torch.tensor(factors)[:, None], values
+        monkeypatch.setattr(reft_ppo, "score_tokens", remember)
+        monkeypatch.setattr(reft_ppo, "logprobs_and_values", poisoned)
     else:
         score, calls = reft_ppo.score_tokens, []
         def overflow(policy, reference, rollout, size):
@@ -402,13 +517,14 @@ def test_what_is_not_finite_is_named_and_touches_no_weight(what, words, given, t
             if len(calls) == 6:
                 rollout.ref_logprobs[2, -1] = float("-inf")
         monkeypatch.setattr(reft_ppo, "score_tokens", overflow)
-    picked, take = [], reft_ppo.take
-    monkeypatch.setattr(reft_ppo, "take", lambda *args: picked.append(take(*args)) or picked[-1])
+    picked, take = [], Run.take
+    monkeypatch.setattr(Run, "take", lambda *args: picked.append(take(*args)) or picked[-1])
+    start = given["base" if what == "ratio" else "answers"]  # where questions have tokens
     with pytest.raises(SystemExit) as stopped:
-        reft_ppo.main(flags("reft", given, out))
+        reft_ppo.main(flags("reft", given, out) + [f"--warmup={start}", "--micro-batch-size=3"])
     error = capsys.readouterr().err
     assert stopped.value.code == 1 and "step 6: " in error and words in error
-    assert "step-000004.pt is whole" in error and len(runs.read_metrics(out)) == 5
+    assert "step-000004.pt is whole" in error and len(files.read_metrics(out)) == 5
     if what != "grad":
         assert f"{words} {picked[5][2] + 1} is" in error
 
@@ -422,26 +538,26 @@ def test_sft_names_the_row_whose_loss_is_not_finite(given, tmp_path, monkeypatch
     monkeypatch.setattr(sft, "sft_loss", lambda model, ids, attention_mask, mask: loss(
         model, ids, attention_mask, mask) * (float("nan") if (ids == bad).any() else 1.0))
     for split in ["train", "dev", "test"]:
-        runs.write_lines(tmp_path, f"{split}.jsonl", rows)
+        files.write_lines(tmp_path, f"{split}.jsonl", rows)
     with pytest.raises(SystemExit) as stopped:
         sft.main([f"--model={given['base']}", f"--task={tmp_path}", "--max-new-tokens=4",
                   "--batch-size=4", "--device=cpu", f"--out={tmp_path / 'sft'}"])
     assert stopped.value.code == 1 and "of training row 8 is nan" in capsys.readouterr().err
 
 
-def test_max_kl_ends_a_steps_updates_early(given, tmp_path):
+def test_target_kl_ends_a_steps_updates_early(given, tmp_path):
     """Any movement is too much: one update a step, and tokens of that one alone. Without it all."""
     def run(name, *more):
         reft_ppo.main(flags("reft", given, tmp_path / name) + ["--steps=3", *more])
-        return runs.read_metrics(tmp_path / name)
-    early, all_of_them = run("early", "--max-kl=1e-6"), run("all")
+        return files.read_metrics(tmp_path / name)
+    early, all_of_them = run("early", "--target-kl=1e-6"), run("all")
     assert [m["updates"] for m in early] == [1, 1, 1]
     assert [m["updates"] for m in all_of_them] == [4, 4, 4]
     assert all(m["approx_kl"] > 1e-6 for m in early)
     assert early[0]["tokens"] < all_of_them[0]["tokens"] / 3
 
 
-def test_max_kl_leaves_one_update_and_no_gradient_behind(given, tmp_path, monkeypatch):
+def test_target_kl_leaves_one_update_and_no_gradient_behind(given, tmp_path, monkeypatch):
     """Even where the first minibatch is past it already, by rounding; of the one that is given up
     nothing is left for the next step."""
     policies, generate, init = [], reft_ppo.generate_ids, reft_ppo.PolicyWithValue.__init__
@@ -452,8 +568,8 @@ def test_max_kl_leaves_one_update_and_no_gradient_behind(given, tmp_path, monkey
         return generate(*args, **kwargs)
     monkeypatch.setattr(reft_ppo, "generate_ids", clean)
     monkeypatch.setattr(reft_ppo, "approx_kl", lambda log_ratio: torch.tensor(1.0))
-    reft_ppo.main(flags("reft", given, tmp_path / "reft") + ["--steps=2", "--max-kl=0.5"])
-    assert [m["updates"] for m in runs.read_metrics(tmp_path / "reft")] == [1, 1]
+    reft_ppo.main(flags("reft", given, tmp_path / "reft") + ["--steps=2", "--target-kl=0.5"])
+    assert [m["updates"] for m in files.read_metrics(tmp_path / "reft")] == [1, 1]
 
 
 def test_approx_kl_by_hand():

@@ -40,7 +40,7 @@ def test_evaluate_keeps_the_first_of_the_best(run):
     for run.step, kept in [(0, 0), (1, 1), (2, 1), (3, 1), (4, 4), (5, 4)]:
         torch.nn.init.constant_(run.model.weight, run.step)
         assert run.evaluate()["other"] == run.step
-        assert (run.best["step"], run.best["other"], run.best_weights["weight"].item()) == (kept,) * 3
+        assert run.best["step"] == run.best["other"] == run.best_weights["weight"].item() == kept
 
 
 def a_gradient(x, y, **optimizer):

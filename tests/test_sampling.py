@@ -116,6 +116,15 @@ def test_generate_ids_computes_no_more_than_the_rows_that_are_left():
         assert sum(length > t for length in lengths) >= 0.8 * size - 1e-6
 
 
+def test_generate_ids_computes_no_more_rows_at_once_than_asked():
+    lm, sizes = tiny_lm(seed=1), []
+    prompts = [[2 + i % 9] * (1 + i % 4) for i in range(13)]
+    expected = generate_ids(lm, prompts, 1, 15)
+    lm.register_forward_hook(lambda module, args, out: sizes.append(len(out.logits)))
+    assert generate_ids(lm, prompts, 1, 15, batch_size=5) == expected
+    assert max(sizes) == 5
+
+
 def test_generate_rows_answers_in_the_prompts_order():
     """Prompts of many lengths, in batches of two, each with a response of its own."""
     tokenizer = byte_tokenizer()

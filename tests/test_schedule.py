@@ -12,7 +12,7 @@ from tests.tiny import save_tiny
 
 
 def test_lr_factor_rises_then_falls_to_zero():
-    """To 1 over 4 of 10 steps; down from there at once, or on the line that began at 1 in step 0."""
+    """To 1 over 4 of 10 steps; down from there, or on the line that began at 1 in step 0."""
     assert [round(lr_factor(s, 10, 4, fall_from=4), 3) for s in range(11)] == [
         0.25, 0.5, 0.75, 1.0, 1.0, 0.833, 0.667, 0.5, 0.333, 0.167, 0.0]
     assert [round(lr_factor(s, 10, 4), 3) for s in range(11)] == [
@@ -34,7 +34,8 @@ def test_main_logs_the_learning_rate_of_each_step(main, flags, expected, tmp_pat
     task.mkdir()
     for split, size in [("train", 8), ("dev", 1), ("test", 1)]:
         (task / f"{split}.jsonl").write_text("".join(json.dumps({
-            "question": f"{split} {i}", "answer": "3", "cot": "So 3."}) + "\n" for i in range(size)))
+            "question": f"{split} {i}", "answer": "3", "cot": "So 3."}) + "\n"
+            for i in range(size)))
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps({
         "prompt": f"{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(8)))
     start = "--model" if main is sft.main else "--warmup"

@@ -10,9 +10,10 @@ import pytest
 
 import verifier
 from plumbing import task_files
+from plumbing.cli import make_parser
 from plumbing.task_files import SPLITS, to_problem
-from verifier import (Task, careful_share, extract_answer, format_prompt, is_correct, load_problems,
-                      main, read_gold, reward, run_program)
+from verifier import (Grade, Task, careful_share, extract_answer, format_prompt, is_correct,
+                      load_problems, load_task, main, read_gold, reward, run_program)
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real data is not beside the project")
@@ -67,6 +68,53 @@ def test_load_problems_reads_mwp_reft_and_our_own_columns(tmp_path):
     file = write(tmp_path / "own_test.jsonl", [{"question": "Q", "answer": 18, "program": "p"}])
     assert load_problems(file, "test").to_list() == [
         {"question": "Q", "cot": "", "program": "p", "answer": "18"}]
+
+
+@pytest.mark.parametrize("cot, value, loaded", [
+    ("9 + 9 = 18", "18.0", "9 + 9 = 18\nThe answer is 18."),
+    ("The answer is found by adding.", "18", "The answer is found by adding.\nThe answer is 18."),
+    ("Therefore, the answer is <203>.", "203", "Therefore, the answer is <203>."),
+    ("The answer is 3 or 4.", "3", "The answer is 3 or 4."),  # a bad one, but it is stated
+    ("Half of 12 is 6.", "C", "Half of 12 is 6.\nThe answer is c."),
+    ("Half of 12. The answer is (C).", "c", "Half of 12. The answer is (C)."),
+    ("", "18", ""), ("def solution():\n    return 18", "18", "")])
+def test_load_problems_appends_the_answer_to_a_cot_of_mwp_reft_that_states_none(tmp_path, cot,
+                                                                                value, loaded):
+    """As its own code does, so that SFT learns to state it. Rows in our own columns stay as they
+    are: who wrote them may have meant that."""
+    file = write(tmp_path / "x_test.jsonl", [
+        {"question": "Q", "answer_cot": cot, "answer_value": value}])
+    assert load_problems(file, "test")[0]["cot"] == loaded
+    file = write(tmp_path / "y_test.jsonl", [{"question": "Q", "cot": cot, "answer": value}])
+    assert load_problems(file, "test")[0]["cot"] == cot
+
+
+def test_load_problems_takes_a_paths_brackets_and_colons_as_they_are(tmp_path):
+    """Which elsewhere are a pattern, or name a file within an archive."""
+    for name in ["runs[1]", "a::b", "every*"]:
+        folder = tmp_path / name
+        folder.mkdir()
+        for split, count in [("train", 4), ("dev", 1), ("test", 2)]:
+            write(folder / f"{split}.jsonl", ours(count))
+        assert [len(load_problems(folder, split)) for split in SPLITS] == [4, 1, 2]
+        assert questions(folder / "train.jsonl", "test") == [0, 1]
+
+
+@pytest.mark.parametrize("flags, sizes", [
+    ([], (12, 5, 6)), (["--limit=3"], (3, 5, 6)), (["--eval-limit=2"], (12, 2, 2)),
+    (["--limit=3", "--eval-limit=2"], (3, 2, 2))])
+def test_load_task_limits_what_is_trained_on_and_what_is_measured_apart(tmp_path, flags, sizes):
+    for split, count, start in [("train", 12, 0), ("dev", 5, 20), ("test", 6, 30)]:
+        write(tmp_path / f"{split}.jsonl", ours(count, start))
+    parser = make_parser("", out="out")
+    task = load_task(parser.parse_args([f"--task={tmp_path}", "--cot=program", *flags]), 0.2)
+    assert (len(task.train), len(task.dev), len(task.test)) == sizes
+    assert {name: prompts[0].split("\n")[0] for name, prompts in task.all_prompts().items()} == {
+        "train": "Question: q0", "dev": "Question: q20", "test": "Question: q30"}
+    assert [task.train["question"][0], task.dev["question"][0], task.test["question"][0]] == [
+        "q0", "q20", "q30"]
+    assert (task.cot, task.choices, task.partial) == ("program", None, 0.2)
+    assert task.prompts(task.dev)[0] == "Question: q20\nProgram:\n"
 
 
 def questions(task, split):
@@ -338,6 +386,17 @@ def test_is_correct_on_every_solution_in_words_of_svamp():
 
 
 @needs_data
+def test_load_problems_leaves_the_solutions_of_svamp_as_they_are():
+    """Each of them says "the answer is" somewhere, and is not told it a second time."""
+    released = {(row["question"].strip(), row["answer_cot"].strip())
+                for row in read_json("svamp_nl.json")}
+    assert all("answer is" in cot for _, cot in released)
+    rows = [row for split in ("train", "dev")
+            for row in load_problems(str(DATA / "svamp_nl.json"), split)]
+    assert len(rows) > 3000 and {(row["question"], row["cot"]) for row in rows} <= released
+
+
+@needs_data
 def test_is_correct_on_every_program_of_svamp():
     rows = read_json("svamp_python_sdp.json")
     assert len(rows) == 1500
@@ -397,6 +456,16 @@ def test_reward_is_1_for_right_a_tenth_for_wrong_and_0_for_none():
     assert reward("def solution():\n    return 1 / 0", "18", "program") == 0.0
 
 
+def test_task_grade_is_the_answer_whether_it_is_right_and_the_score():
+    texts = ["The answer is 18.", "The answer is 17.", "It is 18."]
+    assert Task(partial=0.25).grade(texts, ["18", "18", "18"]) == [
+        Grade("18", True, 1.0), Grade("17", False, 0.25), Grade(None, False, 0.0)]
+    assert Task(choices="abcde").grade(["The answer is B.", "The answer is C."], ["b", "b"]) == [
+        Grade("b", True, 1.0), Grade("c", False, 0.0)]
+    with pytest.raises(ValueError):
+        Task().grade(texts, ["18"])
+
+
 def test_reward_pays_nothing_for_a_wrong_letter():
     assert reward("The answer is (B).", "b", choices="abcde") == 1.0
     assert reward("The answer is (C).", "b", choices="abcde") == 0.0
@@ -453,6 +522,13 @@ def test_careful_share_tells_the_styles_apart():
     "def solution():\n    total = 75\n    return total"]
     assert careful_share(programs, "program") == 0.5
     assert careful_share([]) == 0.0
+
+
+def test_task_own_metrics_are_the_embedded_tasks_alone():
+    careful = ["47 + 28: 7 + 8 = 15", "47 + 28 = 75", "75", "75"]
+    assert Task("word_problems").own_metrics(careful) == {"careful": 0.25}
+    assert Task("word_problems", "program").own_metrics(["    total = 3"]) == {"careful": 1.0}
+    assert Task("gsm8k").own_metrics(careful) == Task().own_metrics(careful) == {}
 
 
 def test_main_shows_how_a_response_was_read(capsys):

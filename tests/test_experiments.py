@@ -1,0 +1,199 @@
+import json
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+
+import sft
+from experiments import __main__, harness
+from experiments.harness import Job, band, filled, mean_and_spread, rounded
+from plumbing import files
+from plumbing.cli import HOME
+from tests.tiny import save_tiny
+
+
+# --- The tables of the pages ---
+
+
+@pytest.mark.parametrize("page", harness.pages(), ids=lambda page: page.name)
+def test_every_table_and_length_is_that_of_the_results(page):
+    """`python -m experiments --write` mends what this finds."""
+    assert page.read_text() == filled(page.read_text())
+
+
+def test_every_experiment_has_results_and_every_figure_is_one_of_theirs():
+    for name in harness.NAMES:
+        kept = harness.results(name)
+        assert kept["seeds"] == harness.load(name).SEEDS and kept["bands"] and kept["made_with"]
+    text = "".join(page.read_text() for page in harness.pages())
+    for figure in re.findall(r"\]\((?:docs/)?(figures/\w[\w.-]*\.png)\)", text):
+        assert (HOME / "docs" / figure).stat().st_size > 10_000
+
+
+def test_main_table_by_hand():
+    """Means of 0.5 and 0.7: 60.0%, and their standard deviation sqrt(2 * 0.1^2 / 1) = 14.1."""
+    row = {"test_accuracy": [0.5, 0.7], "seconds": [10.0, 20.0], "peak_memory_mb": [500, 740]}
+    rows = {f"{cot} {name}": row for cot in ["nl", "program"] for name in [
+        "warmup", "sft", "dpo", "reft"]}
+    lines = harness.load("main").tables({"rows": rows})["main"].splitlines()
+    cells = [cell.strip() for cell in lines[3].split("|")[1:-1]]
+    assert cells[1:5] == ["60.0% ± 14.1", "60.0% ± 14.1", "15 s, 15 s", "0.7 GB"]
+
+
+def test_mean_and_spread_by_hand():
+    assert mean_and_spread([0.5, 0.7]) == "60.0% ± 14.1" and mean_and_spread([0.5]) == "50.0%"
+
+
+def test_rounded_keeps_five_digits_at_any_depth():
+    assert rounded({1: [0.123456, (7, "a")], "b": {"c": 98765.43}}) == {
+        "1": [0.12346, [7, "a"]], "b": {"c": 98765.0}}
+
+
+def test_filled_replaces_tables_and_lengths_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(harness, "results", lambda name: {})
+    monkeypatch.setattr(harness, "load", lambda name: types.SimpleNamespace(
+        tables=lambda results: {"one": f"| {name} |"}))
+    text = "a\n<!-- table x one -->\nold\n\nold\n<!-- end -->\nb [sft.py](sft.py), 3 lines: 7 lines"
+    lines = (HOME / "sft.py").read_text().count("\n")
+    assert filled(text) == (f"a\n<!-- table x one -->\n| x |\n<!-- end -->\nb [sft.py](sft.py), "
+                            f"{lines} lines: 7 lines")
+
+
+# --- The band ---
+
+
+def test_band_by_hand():
+    """0.5, 0.6, 0.7: mean 0.6, s = 0.1, Student's t of two degrees of freedom 4.30, so that the
+    half is 4.30 * 0.1 * sqrt(4 / 3) = 0.4965. Of seeds all alike, and of one: 3 points."""
+    assert band([0.5, 0.6, 0.7]) == (pytest.approx(0.1035, abs=1e-4),
+                                     pytest.approx(1.0965, abs=1e-4))
+    for alike in [[0.8, 0.8, 0.8], [0.8]]:
+        assert band(alike) == (pytest.approx(0.77), pytest.approx(0.83))
+
+
+# --- Making runs ---
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """An experiment of two stages for two seeds, whose runs take no time: a run that sft.py would
+    have made, of accuracy 0.5 + seed / 100. `toy.made` lists what was run."""
+    model, made = save_tiny(tmp_path / "base"), []
+    plan = lambda seed: [
+        [Job("sft.py", f"{seed}/first", (f"--model={model}", f"--seed={seed}"), 3.0)],
+        [Job("sft.py", f"{seed}/second", (f"--model={model}", f"--seed={seed}", "--epochs=2"))]]
+    collect = lambda root, seeds: {"rows": {}, "bands": {"second": {
+        seed: harness.load_result(root, f"{seed}/second")["test_accuracy"] for seed in seeds}}}
+    toy = types.SimpleNamespace(SEEDS=[0, 1], plan=plan, collect=collect, made=made, fail_at=None,
+                                __doc__="What is a toy?", tables=lambda results: {})
+
+    def run(command, env, **kwargs):
+        script, argv = command[1], command[2:]
+        assert script == str(HOME / "sft.py") and env["OMP_NUM_THREADS"] == "1"
+        made.append(" ".join(argv[1:]))
+        if len(made) == toy.fail_at:
+            return types.SimpleNamespace(returncode=2, stderr="error: the disk is full")
+        args = sft.parse_args([flag for flag in argv if flag != "--resume"])
+        files.open_run(args.out, vars(args))
+        files.write_json(args.out, "result.json", {"test_accuracy": 0.5 + args.seed / 100})
+        return types.SimpleNamespace(returncode=0)
+    monkeypatch.setitem(sys.modules, "experiments.toy", toy)
+    monkeypatch.setattr(harness, "NAMES", ["toy"])
+    monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(harness, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(harness, "ROOT", str(tmp_path / "runs"))
+    monkeypatch.setattr(harness, "subprocess", types.SimpleNamespace(run=run, PIPE=0, DEVNULL=0))
+    monkeypatch.setattr(harness.os, "cpu_count", lambda: 2)
+    monkeypatch.chdir(tmp_path)
+    return toy
+
+
+def test_experiments_make_what_is_missing_and_keep_the_numbers(toy, tmp_path, capsys):
+    __main__.main([])
+    assert "4 minutes,   4 of them to do: What is a toy?" in capsys.readouterr().out
+    __main__.main(["toy"])
+    assert len(toy.made) == 4 and all("--epochs" not in line for line in toy.made[:2])
+    kept = json.loads((tmp_path / "results/toy.json").read_text())
+    assert kept["bands"] == {"second": {"0": 0.5, "1": 0.51}} and kept["seeds"] == [0, 1]
+    __main__.main(["toy"])
+    assert len(toy.made) == 4
+    __main__.main([])
+    assert "0 of them to do" in capsys.readouterr().out
+
+
+def test_experiments_go_on_after_a_run_that_failed(toy, capsys):
+    toy.fail_at = 3
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(["toy"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and "ended with code 2: error: the disk is full" in error
+    before, toy.fail_at = len(toy.made), None
+    __main__.main(["toy"])
+    assert len(toy.made) == before + (1 if before == 4 else 2)
+
+
+def test_an_unfinished_run_is_resumed_and_another_settings_is_no_run_of_it(toy, tmp_path):
+    job = toy.plan(1)[0][0]
+    root = str(tmp_path / "runs")
+    args = sft.parse_args(job.argv(root))
+    files.open_run(args.out, vars(args))
+    assert not job.is_done(root)
+    job.run(root)
+    assert toy.made[0].endswith("--resume") and job.is_done(root)
+    assert not Job(job.script, job.folder, (*job.flags, "--lr=0.1")).is_done(root)
+
+
+def test_check_says_whether_a_new_seed_lies_in_the_band(toy, tmp_path, capsys):
+    __main__.main(["toy"])
+    __main__.main(["check", "toy", "--seed=2"])
+    assert "within" in (printed := capsys.readouterr().out) and "agrees" in printed
+    assert len(toy.made) == 4 + 2
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(["check", "toy", "--seed=30"])  # 80%, of 50% and 51%
+    printed = capsys.readouterr().out
+    assert stopped.value.code == 1 and "OUTSIDE" in printed and "Look at" in printed
+
+
+def test_a_comparison_is_made_again_once_a_run_of_it_is(toy, tmp_path):
+    run, out, root = tmp_path / "runs" / "run", tmp_path / "runs" / "compared", str(
+        tmp_path / "runs")
+    job = Job("eval.py", "compared", ("ROOT/run", "--samples=4"))
+    files.make_folder(run)
+    files.make_folder(out)
+    assert not job.is_done(root)
+    (out / "compare.json").write_text("{}")
+    assert not job.is_done(root)  # of a run that is not there
+    (run / "result.json").write_text("{}")
+    harness.os.utime(run / "result.json", (10, 10))
+    assert job.is_done(root)
+    harness.os.utime(out / "compare.json", (5, 5))
+    assert not job.is_done(root)
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["nope"], "choose from toy"), (["check"], "name the experiment"),
+    (["check", "nope"], "choose from toy"), (["--wrote"], "did you mean --write?")])
+def test_bad_input_is_one_sentence(toy, argv, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(argv)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and words in error and error.count("\n") == 1
+
+
+def test_every_job_is_one_that_its_script_takes():
+    """Flags that argparse refuses would be found only hours later."""
+    for name in ["main", "comparison", "frontier", "dpo_losses", "ablations"]:
+        jobs = [job for stage in harness.load(name).plan(1) for job in stage]
+        assert len({job.folder for job in jobs}) == len(jobs)
+        for job in jobs:
+            assert job.script == "eval.py" or not job.is_done("no/such/folder")
+            assert "--seed=1" in job.flags or job.script == "eval.py"
+
+
+def test_module_lists_the_experiments():
+    listed = subprocess.run([sys.executable, "-m", "experiments"], cwd=HOME, capture_output=True,
+                            text=True).stdout
+    assert [line.split()[0] for line in listed.splitlines()] == [
+        "main", "comparison", "frontier", "dpo_losses", "ablations"]
