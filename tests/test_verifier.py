@@ -353,11 +353,11 @@ def test_extract_answer_runs_programs():
     "$", "a ", "so it is ", "So it is 5\n", "Question:\n", "Answer: ", "Question: Answer:"])
 def test_extract_answer_takes_linear_time(piece):
     text = (piece * 100_000)[:100_000]
-    start = time.perf_counter()
+    start = time.process_time()
     for response in (text, "The answer is " + text, text + "The answer is 5"):
         extract_answer(response)
         extract_answer(response, choices="abcde")
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 @needs_data
