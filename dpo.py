@@ -123,6 +123,7 @@ class Data:
     measure_dev: Callable  # model -> metrics, dev_accuracy among them
     facts: dict  # of the pairs
     unit: str = "problems"
+    criterion: str = "dev_accuracy"  # which of these chooses the model
     sampled: list[dict] = None  # the pairs as texts, where they were sampled now
     cost: dict = field(default_factory=dict)
 
@@ -159,10 +160,12 @@ def pairs_alone(args, run, policy, tokenizer):
     facts = {"pairs": len(texts)}
     train, *held_out = encode_parts(tokenizer, hold_out(texts), args, context_of(policy), facts)
     dev, test = (with_reference_logps(policy, part, size) for part in held_out)
+    # SFT on pairs need not set chosen and rejected apart
+    criterion = "dev_chosen_logp" if args.loss == "preferred-ft" else "dev_accuracy"
     return Data(train, dev, test, lambda model, part: measure_pairs(model, part, size),
                 lambda model: {f"dev_{name}": x
                                for name, x in measure_pairs(model, dev, size).items()},
-                facts, unit="pairs")
+                facts, "pairs", criterion)
 
 
 @torch.no_grad()
@@ -214,7 +217,7 @@ def train(args):
     run.begin(policy, [policy, optimizer, schedule], steps, args.batch_size, args.eval_every,
               measure=lambda: data.measure_dev(policy), order=range(len(pairs)),
               shows=["loss", "margin"], from_start=cost, facts={"pairs": data.facts},
-              criterion=criterion(args))
+              criterion=data.criterion)
     keep_pairs(run, data, len(pairs))
 
     for step in run.steps():
@@ -243,12 +246,6 @@ def train(args):
 
     # 5. The best policy on dev is the model
     finish(run, tokenizer, data)
-
-
-def criterion(args):
-    """What chooses the model: SFT on pairs alone need not set chosen and rejected apart."""
-    return ("dev_chosen_logp" if args.task == "none" and args.loss == "preferred-ft" else
-            "dev_accuracy")
 
 
 def keep_pairs(run, data, count):
@@ -282,7 +279,7 @@ def finish(run, tokenizer, data):
         unit=data.unit, start=lambda: load_to_train(args.warmup, args)[0],
         draw=lambda result: draw_preferences(run.out, f"{run.out}/curves.png"),
         diagnose=lambda metrics: after_dpo(metrics, run.criterion),
-        proposals=[] if args.task == "none" else [
+        proposals=[] if data.unit == "pairs" else [
             f"{command('sft.py', args, 'sft')}   # the baseline",
             f"{command('reft_ppo.py', args, 'reft')}   # PPO with the rule's reward",
             f"python eval.py {args.warmup} {beside / 'sft'} {args.out} {beside / 'reft'}"])

@@ -121,6 +121,6 @@ def draw_frontier(series, path):
     warmups = {m["dev_reward"] for by_coef in series.values() for points in by_coef.values()
                for m in points if not m["step"]}
     ax.plot([0] * len(warmups), list(warmups), "k*", ms=9, label="warm-up")
-    ax.set(xlabel="KL to the warm-up model, nats a response", ylabel="reward of samples at T = 1")
+    ax.set(xlabel="KL to the warm-up model, nats per response", ylabel="reward of samples at T = 1")
     ax.legend(fontsize=8, title="algorithm, beta", ncols=2)
     save(figure, path)

@@ -396,20 +396,25 @@ def test_main_measures_the_frontiers_reward_and_kl(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "moved/metrics.jsonl").read_text())["dev_kl"] > 1e-3
 
 
-def test_main_first_update_has_ratio_one_and_gae_gets_its_flags(tmp_path, monkeypatch):
+def test_main_first_update_has_ratio_one_and_the_formulas_get_their_flags(tmp_path, monkeypatch):
     """A model with dropout: where it were on, the only update would not find the old policy."""
-    seen = []
-    def spy(rewards, values, mask, gamma, lam):
-        seen.append((gamma, lam))
-        return compute_gae(rewards, values, mask, gamma, lam)
-    monkeypatch.setattr(reft_ppo, "compute_gae", spy)
+    seen = {}
+    def spy(name, count):
+        formula = getattr(reft_ppo, name)
+        monkeypatch.setattr(reft_ppo, name, lambda *args: (
+            seen.update({name: args[-count:]}), formula(*args))[1])
+    for name, count in [("token_rewards", 1), ("compute_gae", 2), ("policy_loss", 1),
+                        ("value_loss", 1)]:
+        spy(name, count)
     reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base', 'gpt2')}", "--limit=8",
                    "--eval-limit=2", "--steps=1", "--batch-size=8", "--minibatch-size=8",
                    "--ppo-epochs=1", "--max-new-tokens=8", "--gamma=0.9", "--lam=0.5",
-                   "--device=cpu", f"--out={tmp_path / 'reft'}"])
+                   "--kl-coef=0.03", "--clip-eps=0.15", "--device=cpu",
+                   f"--out={tmp_path / 'reft'}"])
     metrics = json.loads((tmp_path / "reft/metrics.jsonl").read_text())
     assert abs(metrics["approx_kl"]) < 1e-6 and metrics["clip_fraction"] == 0
-    assert seen == [(0.9, 0.5)]
+    assert seen == {"token_rewards": (0.03,), "compute_gae": (0.9, 0.5), "policy_loss": (0.15,),
+                    "value_loss": (0.15,)}
 
 
 @pytest.mark.parametrize("scripted, best", [
@@ -472,6 +477,32 @@ def test_main_logs_the_loss_of_its_update_and_shows_its_samples(tmp_path, monkey
     assert "step 1: score 1.0, KL 0.00 nats, answer 7\nQuestion: train " in printed
     assert "Answer:\nThe answer is 7.\n" in printed and "score 0.0, KL 0.00 nats" in printed
     assert "<eos>" not in printed and "<pad>" not in printed
+
+
+def test_main_logs_how_far_its_updates_went(tmp_path, monkeypatch):
+    """Two updates with one rollout of three tokens: in the first, all ratios are 1; approx_kl and
+    clip_fraction are means over both, worked from the log-probabilities one by one. A response that
+    is wrong scores what --partial-reward says."""
+    logged, forward = [], logprobs_and_values
+    def spy(policy, rollout):
+        logprobs, values = forward(policy, rollout)
+        rows = [row[mask].tolist() for row, mask in zip(logprobs, rollout.mask)]
+        logged.append(sum(sorted(rows, key=len), []))  # however the rows were ordered
+        return logprobs, values
+    monkeypatch.setattr(reft_ppo, "logprobs_and_values", spy)
+    monkeypatch.setattr(reft_ppo, "generate_ids", lambda *args, **kwargs: [[9, 1], [1]])
+    reft_ppo.main([f"--warmup={save_answers(tmp_path / 'model')}", "--device=cpu",
+                   write_sevens(tmp_path / "task"), "--steps=1", "--batch-size=2", "--lr=0.2",
+                   "--partial-reward=0.5", "--max-new-tokens=4", f"--out={tmp_path / 'reft'}"])
+    old, _, *updates = logged  # of the policy and of the reference; then of the updates
+    [metrics] = read_metrics(tmp_path / "reft")
+    assert len(updates) == metrics["updates"] == 2 and metrics["reward"] == 0.25
+    log_ratios = [new - before for update in updates for new, before in zip(update, old)]
+    assert log_ratios[:3] == pytest.approx([0, 0, 0], abs=1e-5) and max(map(abs, log_ratios)) > 0.2
+    ratios = [math.exp(x) for x in log_ratios]
+    assert metrics["approx_kl"] == pytest.approx(
+        sum(rho - 1 - x for rho, x in zip(ratios, log_ratios)) / 6, rel=1e-3)
+    assert metrics["clip_fraction"] == pytest.approx(sum(abs(rho - 1) > 0.2 for rho in ratios) / 6)
 
 
 def test_main_logs_the_share_of_careful_samples(tmp_path, monkeypatch):
