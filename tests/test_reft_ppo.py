@@ -10,8 +10,9 @@ from plumbing.files import read_metrics, write_lines
 from plumbing.models import load_model
 from plumbing.packing import pad
 from plumbing.sampling import generate_ids
-from reft_ppo import (PolicyWithValue, Rollout, compute_gae, logprobs_and_values,
-                      micro_batches, policy_loss, score_tokens, token_rewards, value_loss, whiten)
+from reft_ppo import (PolicyWithValue, Rollout, compute_gae, logprobs_and_values, micro_batches,
+                      minibatches, policy_loss, rollout_metrics, score_tokens, token_rewards,
+                      update_metrics, value_loss, whiten)
 from tests.tiny import (KINDS, byte_tokenizer, completions, save_answers, save_tiny,
                         script_accuracies, tiny_lm)
 from verifier import Grade, Task
@@ -317,6 +318,41 @@ def test_micro_batches_give_the_gradient_of_the_whole_minibatch():
         torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-6)
 
 
+def test_minibatches_hold_each_row_once_an_epoch_and_each_epoch_in_another_order():
+    parts = [part.tolist() for part in minibatches(10, 4, 3, "cpu")]
+    assert list(map(len, parts)) == [4, 4, 2] * 3
+    epochs = [sum(parts[at:at + 3], []) for at in range(0, 9, 3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+
+
+# --- what is logged ---
+
+
+def test_rollout_metrics_by_hand():
+    """A response of two tokens that ended, and one of a single token that did not. Log-ratios 0.5
+    and -1, and 1; returns 1, 2, 3 of variance 2/3, missed by 0, 1, 0 of variance 2/9."""
+    mask = bools([0, 1, 1], [0, 1, 0])
+    rollout = Rollout(None, None, mask, values=torch.tensor([[9.0, 1.0, 1.0], [9.0, 3.0, 9.0]]),
+                      logprobs=torch.tensor([[9.0, -1.0, -2.0], [9.0, -3.0, 9.0]]),
+                      ref_logprobs=torch.tensor([[7.0, -1.5, -1.0], [7.0, -4.0, 7.0]]),
+                      returns=torch.tensor([[9.0, 1.0, 2.0], [9.0, 3.0, 9.0]]))
+    grades = [Grade("7", True, 1.0), Grade("8", False, 0.1)]
+    assert rollout_metrics(rollout, torch.tensor([1.0, 0.1]), grades, [[5, 1], [6]], 1) == {
+        "questions": 2, "samples": 2, "reward": pytest.approx(0.55), "accuracy": 0.5,
+        "kl": pytest.approx((-0.5 + 1) / 2), "response_tokens": 1.5, "eos_rate": 0.5,
+        "entropy": pytest.approx(2), "explained_variance": pytest.approx(1 - (2 / 9) / (2 / 3))}
+
+
+def test_update_metrics_by_hand():
+    """Two updates, three tokens: their ratios are 1, 2 and 0.9."""
+    updates = [tuple(map(torch.tensor, update)) for update in [(1.0, 2.0, 10), (3.0, 4.0, 20)]]
+    metrics = update_metrics(updates, torch.tensor([1.0, 2.0, 0.9]).log(), 0.2)
+    k3 = (1 - math.log(2)) + (-0.1 - math.log(0.9))
+    assert metrics == {"updates": 2, "tokens": 30, "loss": 2.0, "grad_norm": 3.0,
+                       "approx_kl": pytest.approx(k3 / 3), "clip_fraction": pytest.approx(1 / 3)}
+
+
 # --- whole runs ---
 
 
@@ -503,6 +539,31 @@ def test_main_logs_how_far_its_updates_went(tmp_path, monkeypatch):
     assert metrics["approx_kl"] == pytest.approx(
         sum(rho - 1 - x for rho, x in zip(ratios, log_ratios)) / 6, rel=1e-3)
     assert metrics["clip_fraction"] == pytest.approx(sum(abs(rho - 1) > 0.2 for rho in ratios) / 6)
+
+
+def test_main_scores_and_learns_from_each_response_with_its_own_question(tmp_path, monkeypatch):
+    """A sampler that reads the question and answers it: all is right, and stands in the rollout
+    behind its question."""
+    tokenizer, score, rows = byte_tokenizer(), score_tokens, []
+    def answer_it(lm, prompts, *args, **kwargs):
+        numbers = [tokenizer.decode(prompt).split()[2] for prompt in prompts]
+        return [tokenizer(f"The answer is {n}.")["input_ids"] + [1] for n in numbers]
+    def spy(policy, reference, rollout, size):
+        rows.extend(tokenizer.decode(ids[here == 1])
+                    for ids, here in zip(rollout.ids, rollout.attention_mask))
+        score(policy, reference, rollout, size)
+    monkeypatch.setattr(reft_ppo, "generate_ids", answer_it)
+    monkeypatch.setattr(reft_ppo, "score_tokens", spy)
+    for split in ["train", "dev", "test"]:
+        write_lines(tmp_path, f"{split}.jsonl", [
+            {"question": f"{split} {n}", "answer": f"{n}"} for n in range(20)])
+    reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base')}", f"--task={tmp_path}", "--steps=3",
+                   "--batch-size=5", "--eval-limit=1", "--max-new-tokens=4", "--device=cpu",
+                   f"--out={tmp_path / 'reft'}"])
+    assert [m["accuracy"] for m in read_metrics(tmp_path / "reft")] == [1, 1, 1]
+    asked = [int(row.split()[2]) for row in rows]
+    assert len(set(asked)) == 15 and asked != sorted(asked)
+    assert rows == [f"Question: train {n}\nAnswer:\nThe answer is {n}.<eos>" for n in asked]
 
 
 def test_main_logs_the_share_of_careful_samples(tmp_path, monkeypatch):
