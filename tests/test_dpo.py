@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import dpo
-from dpo import (dpo_loss, ipo_loss, measure_pairs, pair_logps, preferred_ft_loss,
+from dpo import (dpo_loss, ipo_loss, measure_pairs, pair_logps, pair_metrics, preferred_ft_loss,
                  response_logps, unlikelihood_loss, with_reference_logps)
 from plumbing.models import load_model
 from plumbing.packing import pad
@@ -168,6 +168,19 @@ def test_measure_pairs_counts_ties_half():
     assert measure_pairs(lm, pairs, 3)["accuracy"] == 0.75
 
 
+def test_pair_metrics_by_hand():
+    """Rewards 0.5 (1, 2, 1) and 0.5 (3, -2, 0): the first pair's sides are the wrong way round."""
+    pairs = [{"prompt": [2] * 3, "chosen": [3, 1], "rejected": [4, 5, 1]},
+             {"prompt": [2] * 4, "chosen": [3, 1], "rejected": [1]},
+             {"prompt": [2], "chosen": [1], "rejected": [3, 1]}]
+    metrics = pair_metrics(pairs, numbers(1, 2, 3), numbers(-1, -2, -5), numbers(-3, -9, -5),
+                           numbers(-2, -4, -6), numbers(-6, -7, -5), beta=0.5)
+    assert metrics == pytest.approx({
+        "questions": 3, "tokens": (6 + 2 + 3) + (8 + 2 + 1) + (2 + 1 + 2), "loss": 2,
+        "chosen_reward": 2 / 3, "rejected_reward": 1 / 6, "margin": 1 / 2, "accuracy": 2 / 3,
+        "chosen_logp": -8 / 3, "rejected_logp": -17 / 3})
+
+
 # --- whole runs ---
 
 
@@ -263,6 +276,14 @@ def test_main_micro_batches_give_the_batchs_gradient(tmp_path):
     for a, b in zip(whole, parts):
         a.pop("accuracy", None)  # of margins that are 0 but for rounding in the first step
         assert a == pytest.approx({name: b[name] for name in a}, rel=1e-3, abs=1e-5)
+
+
+def test_main_measures_the_frontiers_kl_from_the_warmup(tmp_path):
+    """Which stays where it was: before the first step the KL is 0, and after the last it is not."""
+    metrics = run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", write_pairs(tmp_path),
+                  "--eval-limit=3", "--eval-samples=2", "--lr=1e-2")
+    assert metrics[0]["dev_kl"] == 0 and metrics[-1]["dev_kl"] > 0.01
+    assert metrics[0]["dev_reward"] == 0  # a random model's answers
 
 
 def test_main_stops_where_no_question_gives_a_pair(tmp_path, capsys):

@@ -59,6 +59,21 @@ def assert_same_end(one, other):
     assert all(torch.equal(weights[name], weights_of_other[name]) for name in weights)
 
 
+def interrupted(given, tmp_path, monkeypatch, at, more=(), name="reft", number=signal.SIGINT):
+    """A run that was stopped by a signal in step `at`: its folder and its flags."""
+    out, argv, log = tmp_path / name, flags(name, given, tmp_path / name), files.log_step
+    def interrupt(folder, metrics):
+        log(folder, metrics)
+        if metrics["step"] == at:
+            os.kill(os.getpid(), number)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "log_step", interrupt)
+        with pytest.raises(SystemExit) as stopped:
+            SCRIPTS[name]([*argv, *more])
+    assert stopped.value.code == 128 + number
+    return out, argv
+
+
 @pytest.fixture(scope="module")
 def undisturbed(given, tmp_path_factory):
     """{script: the folder of a run that nothing happened to}."""
@@ -76,20 +91,10 @@ def test_interrupted_and_resumed_is_as_undisturbed(name, number, at, given, undi
                                                    monkeypatch, capsys):
     """After the first step, within an epoch, at an evaluation, at the end; with a dropout model for
     SFT, whose random numbers have to go on as well. Another seed in between disturbs nothing."""
-    out, argv = tmp_path / name, flags(name, given, tmp_path / name)
-    log = files.log_step
-    def interrupt(folder, metrics):
-        log(folder, metrics)
-        if metrics["step"] == at:
-            os.kill(os.getpid(), number)
-    monkeypatch.setattr(files, "log_step", interrupt)
     usual = signal.getsignal(number)
-    with pytest.raises(SystemExit) as stopped:
-        SCRIPTS[name](argv)
-    assert stopped.value.code == 128 + number
+    out, argv = interrupted(given, tmp_path, monkeypatch, at, name=name, number=number)
     assert f"saved after step {at} " in capsys.readouterr().err
     assert signal.getsignal(number) == usual and not (out / "result.json").exists()
-    monkeypatch.setattr(files, "log_step", log)
     set_seed(12345)
     SCRIPTS[name](argv + ["--resume"])
     assert f"after step {at}" in capsys.readouterr().out
@@ -103,18 +108,19 @@ def test_the_newest_two_checkpoints_are_kept(undisturbed):
 
 def test_resumed_dpo_learns_from_the_pairs_it_had(given, undisturbed, tmp_path, monkeypatch):
     """On a GPU, sampling again would give others."""
-    out, argv, log = tmp_path / "dpo", flags("dpo", given, tmp_path / "dpo"), files.log_step
-    def interrupt(folder, metrics):
-        log(folder, metrics)
-        if metrics["step"] == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-    with monkeypatch.context() as patched:
-        patched.setattr(files, "log_step", interrupt)
-        with pytest.raises(SystemExit):
-            dpo.main(argv)
+    out, argv = interrupted(given, tmp_path, monkeypatch, at=4, name="dpo")
     monkeypatch.setattr(dpo, "respond", None)
     dpo.main(argv + ["--resume"])
     assert_same_end(out, undisturbed["dpo"])
+
+
+def test_resumed_dpo_stops_where_its_pairs_are_no_longer_those(given, tmp_path, monkeypatch, capsys):
+    out, argv = interrupted(given, tmp_path, monkeypatch, at=4, name="dpo")
+    rows = (out / "pairs.jsonl").read_text().splitlines(True)
+    (out / "pairs.jsonl").write_text("".join(rows[1:]))
+    with pytest.raises(SystemExit) as stopped:
+        dpo.main(argv + ["--resume"])
+    assert stopped.value.code == 2 and "other pairs than the run had" in capsys.readouterr().err
 
 
 def test_resumed_dpo_that_was_stopped_before_its_first_checkpoint_samples_its_pairs(
@@ -134,15 +140,7 @@ def test_resumed_dpo_that_was_stopped_before_its_first_checkpoint_samples_its_pa
 
 def test_overwritten_dpo_learns_from_pairs_of_its_own(given, undisturbed, tmp_path, monkeypatch):
     """And not from those of the unfinished run that it replaces, of another seed."""
-    out, argv, log = tmp_path / "dpo", flags("dpo", given, tmp_path / "dpo"), files.log_step
-    def interrupt(folder, metrics):
-        log(folder, metrics)
-        if metrics["step"] == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-    with monkeypatch.context() as patched:
-        patched.setattr(files, "log_step", interrupt)
-        with pytest.raises(SystemExit):
-            dpo.main(argv + ["--seed=1"])
+    out, argv = interrupted(given, tmp_path, monkeypatch, at=4, name="dpo", more=["--seed=1"])
     replaced = (out / "pairs.jsonl").read_text()
     dpo.main(argv + ["--overwrite"])
     assert (out / "pairs.jsonl").read_text() != replaced
@@ -279,21 +277,6 @@ def test_resume_stops_where_no_checkpoint_can_be_read(given, tmp_path, monkeypat
         reft_ppo.main(argv + ["--resume"])
     assert stopped.value.code == 2 and "cannot be read" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-
-
-def interrupted(given, tmp_path, monkeypatch, at, more=()):
-    """A run of ReFT that was stopped after step `at`: its folder and its flags."""
-    out = tmp_path / "reft"
-    argv, log = flags("reft", given, out), files.log_step
-    def interrupt(folder, metrics):
-        log(folder, metrics)
-        if metrics["step"] == at:
-            os.kill(os.getpid(), signal.SIGINT)
-    with monkeypatch.context() as patched:
-        patched.setattr(files, "log_step", interrupt)
-        with pytest.raises(SystemExit):
-            reft_ppo.main([*argv, *more])
-    return out, argv
 
 
 def test_a_checkpoint_cannot_run_code(given, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 
 import sft
 from plumbing.models import load_model
@@ -87,3 +88,16 @@ def test_main_learns_and_keeps_its_best_epoch(tmp_path, monkeypatch):
     per_epoch = sum(len(f"Question: train {i}\nAnswer:\n") + len("The answer is 1.") + 1
                     for i in range(12))
     assert metrics[0]["tokens"] + metrics[1]["tokens"] == per_epoch
+
+
+def test_main_trains_in_train_mode_and_measures_without_dropout(tmp_path, monkeypatch):
+    """Of a model that knows dropout; also after an evaluation."""
+    modes, forward = {"trains": [], "writes": []}, GPT2LMHeadModel.forward
+    def spy(self, *args, **kwargs):
+        modes["trains" if torch.is_grad_enabled() else "writes"].append(self.training)
+        return forward(self, *args, **kwargs)
+    model = save_tiny(tmp_path / "base", "gpt2")
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", spy)
+    sft.main([f"--model={model}", "--limit=8", "--eval-limit=2", "--epochs=3", "--batch-size=4",
+              "--max-new-tokens=3", "--device=cpu", f"--out={tmp_path / 'sft'}"])
+    assert modes["trains"] == [True] * 6 and modes["writes"] and not any(modes["writes"])
