@@ -78,7 +78,7 @@ def python(code, **environment):
 
 
 @pytest.mark.parametrize("set_before, found", [
-    ({}, ["1700", "None"]), ({"GOMP_SPINCOUNT": "5"}, ["5", "None"]),
+    ({}, ["3000", "None"]), ({"GOMP_SPINCOUNT": "5"}, ["5", "None"]),
     ({"OMP_WAIT_POLICY": "passive"}, ["None", "passive"]),
     ({"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "7"}, ["7", "active"])])
 def test_threads_spin_shortly_unless_the_user_says_how(set_before, found):

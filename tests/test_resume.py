@@ -114,7 +114,8 @@ def test_resumed_dpo_learns_from_the_pairs_it_had(given, undisturbed, tmp_path, 
     assert_same_end(out, undisturbed["dpo"])
 
 
-def test_resumed_dpo_stops_where_its_pairs_are_no_longer_those(given, tmp_path, monkeypatch, capsys):
+def test_resumed_dpo_stops_where_its_pairs_are_no_longer_those(given, tmp_path, monkeypatch,
+                                                               capsys):
     out, argv = interrupted(given, tmp_path, monkeypatch, at=4, name="dpo")
     rows = (out / "pairs.jsonl").read_text().splitlines(True)
     (out / "pairs.jsonl").write_text("".join(rows[1:]))
