@@ -128,7 +128,7 @@ class Data:
     cost: dict = field(default_factory=dict)
 
 
-def pairs_of_a_task(args, run, policy, tokenizer):
+def pairs_of_a_task(args, run, policy, tokenizer, size):
     """The task's problems for dev and test; pairs from --pairs, or the warm-up's own samples."""
     task, sampled, cost = load_task(args), None, {}
     check_room(policy, tokenizer, task.all_prompts(), args.max_new_tokens)
@@ -154,9 +154,10 @@ def pairs_of_a_task(args, run, policy, tokenizer):
                 facts, sampled=sampled, cost=cost)
 
 
-def pairs_alone(args, run, policy, tokenizer):
-    """--task none: pairs held out for dev and test, measured by the implicit rewards' accuracy."""
-    texts, size = load_pairs(args.pairs)[:args.limit], max(1, args.micro_batch_size // 2)
+def pairs_alone(args, run, policy, tokenizer, size):
+    """--task none: pairs held out for dev and test, measured by the implicit rewards' accuracy,
+    `size` at a time."""
+    texts = load_pairs(args.pairs)[:args.limit]
     facts = {"pairs": len(texts)}
     train, *held_out = encode_parts(tokenizer, hold_out(texts), args, context_of(policy), facts)
     dev, test = (with_reference_logps(policy, part, size) for part in held_out)
@@ -203,11 +204,11 @@ def train(args):
     policy, tokenizer = load_to_train(args.warmup, args)
 
     # 1. Pairs: the warm-up's samples, right against wrong by the rule; or those of a file
-    began = time.time()
-    data = (pairs_alone if args.task == "none" else pairs_of_a_task)(args, run, policy, tokenizer)
+    began, size = time.time(), max(1, args.micro_batch_size // 2)  # a pair is two responses
+    make = pairs_alone if args.task == "none" else pairs_of_a_task
+    data = make(args, run, policy, tokenizer, size)
 
     # 2. log pi_ref of both sides, once: the reference never changes
-    size = max(1, args.micro_batch_size // 2)  # a pair is two responses
     pairs = with_reference_logps(policy, data.train, size)
     cost = data.cost | {"tokens": 0, "seconds": time.time() - began}
 

@@ -122,9 +122,9 @@ def response_kl(model, reference, tokenizer, responses, batch_size=64):
 # --- Runs, measured and compared ---
 
 
-def measure_fully(run, args, generations):
-    """All that is to be known of one model, as a dict; each response is saved in `generations`."""
-    problems, task, flags = what_to_measure(run, args)
+def measure_fully(run, problems, task, flags, args, generations):
+    """All that is to be known of one model, as a dict; each response is saved in `generations`.
+    problems, task, flags: what_to_measure's."""
     model, tokenizer = load_model(run, args.device, flags["dtype"])
     ask = functools.partial(respond, model, tokenizer, problems, task, flags["max_new_tokens"],
                             batch_size=args.generate_batch_size)
@@ -180,29 +180,31 @@ def cost_of(run):
 
 
 def check(folders, args):
-    """Stop at what is wrong with any of the runs, before one of them is measured."""
+    """Stop at what is wrong with any of the runs, before one of them is measured. Returns: {run:
+    what_to_measure}."""
     if not folders:
         stop("nothing to evaluate; name runs or models: python eval.py out/warmup out/reft")
     for run in folders:
         if run.startswith(("./", "../", "/", "out/")) and not Path(run).exists():
             stop(f"there is no folder {run}; name finished runs or models")
         cost_of(run)
-    for run in folders:
-        problems, task, flags = what_to_measure(run, args)
+    found = {run: what_to_measure(run, args) for run in folders}
+    for run, (problems, task, flags) in found.items():
         model, tokenizer = load_model(run, args.device, flags["dtype"])
         check_room(model, tokenizer, {args.split: task.prompts(problems)}, flags["max_new_tokens"])
+    return found
 
 
 def compare(args):
     """Measure the runs named; print and save tables and figures."""
     runs, out = args.runs + [args.model] * bool(args.model), Path(args.out)
-    check(runs, args)
+    found = check(runs, args)
     files.make_folder(out / "generations")
     measured = {}
     for i, run in enumerate(bar := tqdm(runs, unit="run")):
         bar.set_description(run)
         measured[run] = measure_fully(
-            run, args, out / "generations" / f"{i}-{Path(run).name}.jsonl")
+            run, *found[run], args, out / "generations" / f"{i}-{Path(run).name}.jsonl")
     text = comparison_tables(compare_groups(measured)) + (
         "\n\n[]: 95% interval, of one run Wilson's, of seeds and of differences by bootstrap; ±: "
         "standard deviation of the seeds, of the KL the standard error of one of them")

@@ -1,7 +1,5 @@
 """The rule that scores an answer: hand-written tables, real data where it is there, and attacks."""
 import json
-import resource
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from plumbing import task_files
 from plumbing.cli import make_parser
 from plumbing.task_files import SPLITS, to_problem
 from verifier import (Grade, Task, careful_share, extract_answer, format_prompt, is_correct,
-                      load_problems, load_task, main, read_gold, reward, run_program)
+                      load_problems, load_task, main, read_gold, reward)
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real data is not beside the project")
