@@ -2,6 +2,7 @@
 
     python eval.py out/warmup out/sft out/reft out/dpo        # all of it in out/compare
     python eval.py data/base_model --split dev --samples 0    # any model; greedy accuracy only
+    python eval.py out/warmup --rerank out/reward_model       # the best of n, and weighted votes
     python eval.py --rescore out/compare/generations/0-warmup.jsonl
 
 Each model answers every problem greedily, for its accuracy, and --samples times at T = 1, for
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from graders import add_scores, load_reward_model
 from plumbing import figures, files
 from plumbing.checkpoints import guarded
 from plumbing.cli import make_parser, number, stop, text
@@ -24,9 +26,9 @@ from plumbing.models import load_model
 from plumbing.packing import pad, predict
 from plumbing.sampling import (check_room, encode_prompts, generate,  # noqa: F401 (generate)
                                generate_rows)
-from plumbing.stats import at_k, mean_and_error
+from plumbing.stats import at_k, mean_and_error, reranked_at_k
 from plumbing.tables import by_seed, compare_groups, comparison_tables
-from verifier import Task, choices_of, load_problems
+from verifier import Task, choices_of, load_problems, score
 
 # --- One model ---
 
@@ -34,8 +36,9 @@ from verifier import Task, choices_of, load_problems
 def respond(model, tokenizer, problems, task, max_new_tokens=100, n=1, temperature=0.0, seed=None,
             batch_size=256):
     """n responses to each problem, graded: a list of dicts, problem after problem."""
-    prompts = [prompt for prompt in task.prompts(problems) for _ in range(n)]
-    answers = [answer for answer in problems["answer"] for _ in range(n)]
+    columns = problems if isinstance(problems, dict) else problems[:]
+    asked = {name: [x for x in column for _ in range(n)] for name, column in columns.items()}
+    prompts = task.prompts(asked)
     training = model.training
     model.eval()
     rows = generate_rows(model, tokenizer, prompts, max_new_tokens, temperature, seed, batch_size)
@@ -45,18 +48,19 @@ def respond(model, tokenizer, problems, task, max_new_tokens=100, n=1, temperatu
              "choices": task.choices, "ended": tokenizer.eos_token_id in row, "ids": row,
              **vars(grade)}
             for prompt, text, answer, row, grade in zip(
-                prompts, texts, answers, rows, task.grade(texts, answers))]
+                prompts, texts, asked["answer"], rows, task.grade(texts, asked))]
 
 
 def rates(responses, task):
-    """A dict: accuracy, eos_rate, no_answer and the task's own metrics, fractions in [0, 1], and
-    mean_tokens of a response, EOS included."""
+    """A dict: accuracy, eos_rate, no_answer and the task's own metrics, fractions in [0, 1];
+    mean_tokens of a response, EOS included; and the mean of a learned score."""
     count = len(responses)
     return {
         "accuracy": sum(r["correct"] for r in responses) / count,
         "mean_tokens": sum(len(r["ids"]) for r in responses) / count,
         "eos_rate": sum(r["ended"] for r in responses) / count,
         "no_answer": sum(r["extracted"] is None for r in responses) / count,
+        **({"score": sum(r["score"] for r in responses) / count} if task.learned else {}),
         **task.own_metrics([r["response"] for r in responses])}
 
 
@@ -74,10 +78,10 @@ def eval_kwargs(args):
 
 
 def dev_metrics(model, tokenizer, task, args, reference=None):
-    """What a run measures on dev as it trains: dev_accuracy; and with --eval-samples, reward_and_kl
-    to the reference model."""
-    measured = {"dev_accuracy": evaluate(model, tokenizer, task.dev, task=task,
-                                         **eval_kwargs(args))["accuracy"]}
+    """What a run measures on dev as it trains: dev_accuracy; dev_score, where a score is learned;
+    and with --eval-samples, reward_and_kl to the reference model."""
+    found = evaluate(model, tokenizer, task.dev, task=task, **eval_kwargs(args))
+    measured = {f"dev_{name}": found[name] for name in ["accuracy", "score"] if name in found}
     if getattr(args, "eval_samples", 0):
         measured |= reward_and_kl(model, reference, tokenizer, task, args.eval_samples,
                                   **eval_kwargs(args))
@@ -85,11 +89,12 @@ def dev_metrics(model, tokenizer, task, args, reference=None):
 
 
 def reward_and_kl(model, reference, tokenizer, task, n, seed=0, **kwargs):
-    """A point of the reward-KL frontier, of n samples at T = 1 to each dev problem: dev_reward
-    (mean score), dev_kl (nats a response) and their standard errors. kwargs: eval_kwargs."""
+    """A point of the reward-KL frontier, of n samples at T = 1 to each dev problem: dev_reward (the
+    rule's mean score), dev_kl (nats a response) and their standard errors. kwargs: eval_kwargs."""
     responses = respond(model, tokenizer, task.dev, task, n=n, temperature=1.0, seed=seed, **kwargs)
     kl, kl_error = mean_and_error(response_kl(model, reference, tokenizer, responses), n)
-    mean, error = mean_and_error([r["score"] for r in responses], n)
+    mean, error = mean_and_error([score(r["extracted"], r["correct"], task.choices, task.partial)
+                                  for r in responses], n)
     return {"dev_reward": mean, "dev_reward_error": error, "dev_kl": kl, "dev_kl_error": kl_error}
 
 
@@ -136,6 +141,9 @@ def measure_fully(run, problems, task, flags, args, generations):
         sampled = ask(n=n, temperature=1.0, seed=args.seed)
         per_problem = [sampled[start:start + n] for start in range(0, len(sampled), n)]
         measured["pass_at"], measured["maj_at"] = at_k(per_problem, n)
+        if args.rerank:
+            add_scores(args.rerank, sampled, n, args)
+            measured |= reranked_at_k(per_problem, n)
         if warmup := warmup_of(run):
             reference, _ = load_model(warmup, args.device, flags["dtype"])
             kl = response_kl(model, reference, tokenizer, sampled, args.micro_batch_size)
@@ -189,9 +197,13 @@ def check(folders, args):
             stop(f"there is no folder {run}; name finished runs or models")
         cost_of(run)
     found = {run: what_to_measure(run, args) for run in folders}
+    judge = load_reward_model(args.rerank, args.device) if args.rerank else None
     for run, (problems, task, flags) in found.items():
         model, tokenizer = load_model(run, args.device, flags["dtype"])
-        check_room(model, tokenizer, {args.split: task.prompts(problems)}, flags["max_new_tokens"])
+        prompts = {args.split: task.prompts(problems)}
+        check_room(model, tokenizer, prompts, flags["max_new_tokens"])
+        if judge:
+            check_room(judge[0].classifier, judge[1], prompts, flags["max_new_tokens"])
     return found
 
 
@@ -228,7 +240,7 @@ def rescore(args):
         with open(args.rescore, encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
         graded = [Task(cot=row["cot"], choices=row["choices"]).grade(
-            [row["response"]], [row["answer"]])[0] for row in rows]
+            [row["response"]], {"answer": [row["answer"]]})[0] for row in rows]
         saved = [(row["score"], row["score"] == 1) for row in rows]
         kinds = dict.fromkeys(row["decoding"] for row in rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -253,11 +265,15 @@ def main(argv=None):
     parser.add_argument("--split", default="test", choices=["train", "dev", "test"])
     parser.add_argument("--samples", type=number(int, 0), default=32,
                         help="responses to each problem at T = 1 (0: none, greedy accuracy only)")
+    parser.add_argument("--rerank", type=text, metavar="FOLDER",
+                        help="a reward model: the best of k samples by it, votes weighted by it")
     parser.add_argument("--rescore", type=text, metavar="FILE",
                         help="score saved generations again")
     # A run is measured on the task it was trained on, unless the flags say otherwise.
     parser.set_defaults(model=None, task=None, cot=None, max_new_tokens=None, dtype=None)
     args = parser.parse_args(argv)
+    if args.rerank and not args.samples:
+        parser.error("--rerank chooses among samples: give --samples, too")
     if (Path(args.out) / "config.json").exists():
         stop(f"--out {args.out} holds a run; choose another folder for what is measured")
     guarded(rescore if args.rescore else compare, args)

@@ -3,6 +3,7 @@
     python reft_ppo.py                              # the embedded task, minutes on a laptop's CPU
     python reft_ppo.py --cot program                # the same with Python programs as solutions
     python reft_ppo.py --task my_task/              # your own problems: see docs/tasks.md
+    python reft_ppo.py --reward out/reward_model    # RLHF: a learned score in place of the rule
 
 Papers: ReFT (arXiv 2401.08967v3), PPO (1707.06347), GAE (1506.02438).
 Differs from the paper:
@@ -10,6 +11,7 @@ Differs from the paper:
 - lambda is 1: with 0.95, a choice made 40 tokens before the reward is credited with 13% of it
 - the value head starts at zero, so the first advantages are made of rewards alone
 - the learning rate rises over five steps and then falls to 0 (paper: constant)
+- a learned reward is shifted and scaled by the mean and deviation of all its scores so far
 - warm-up, learning rate, batch and value weight default to what suits the tiny embedded model
 """
 
@@ -24,10 +26,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from eval import dev_metrics, eval_kwargs, evaluate
-from plumbing.advice import after_ppo
+from graders import with_reward
+from plumbing import files
+from plumbing.advice import after_ppo, after_rlhf
 from plumbing.checkpoints import guarded, set_seed
-from plumbing.cli import command, make_parser, number
-from plumbing.figures import draw_curves
+from plumbing.cli import command, make_parser, number, text
+from plumbing.figures import draw_curves, draw_learned_reward
 from plumbing.models import load_to_train
 from plumbing.packing import pad, predict
 from plumbing.run import Run
@@ -115,11 +119,13 @@ def approx_kl(log_ratio):
 
 
 class PolicyWithValue(nn.Module):
-    """A causal LM and a value of each state: one linear map of the LM's own last hidden state."""
+    """A causal LM and a value of each state: one linear map of the LM's own last hidden state, or
+    of that of a network of its own, which starts as a copy of the LM (the paper's ablation)."""
 
-    def __init__(self, lm):
+    def __init__(self, lm, separate=False):
         super().__init__()
         self.lm = lm
+        self.critic = copy.deepcopy(lm) if separate else None
         self.value_head = nn.Linear(lm.get_output_embeddings().in_features, 1).to(lm.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
@@ -127,7 +133,10 @@ class PolicyWithValue(nn.Module):
     def forward(self, ids, attention_mask, mask):
         """For the states in which the masked tokens were chosen, in the order of x[mask]: logits
         (response tokens, vocab) and values (response tokens,)."""
-        logits, hidden = predict(self.lm, ids, attention_mask, mask, hidden_states=True)
+        logits, hidden = predict(self.lm, ids, attention_mask, mask,
+                                 hidden_states=self.critic is None)
+        if self.critic is not None:
+            _, hidden = predict(self.critic, ids, attention_mask, mask, hidden_states=True)
         return logits, self.value_head(hidden.float())[:, 0]
 
 
@@ -140,6 +149,30 @@ def logprobs_and_values(policy, rollout):
     logprobs = -F.cross_entropy(logits, rollout.ids[:, 1:][rollout.mask], reduction="none")
     blank = torch.zeros(rollout.mask.shape, device=rollout.ids.device)
     return blank.masked_scatter(rollout.mask, logprobs), blank.masked_scatter(rollout.mask, values)
+
+
+class RunningScale(nn.Module):
+    """Shifts and scales scores by the mean and the deviation of all so far, these included: those
+    of a reward model have no zero and no unit, and the KL penalty that joins them is in nats. A
+    module, so that checkpoints hold it."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ["count", "mean", "squares"]:  # squares: the sum of squared distances from mean
+            self.register_buffer(name, torch.zeros((), dtype=torch.double))
+
+    def forward(self, scores):
+        """scores (batch,). Returns: the same, mean about 0 and deviation about 1."""
+        new, seen = scores.double().cpu(), self.count.clone()
+        self.count += len(new)
+        distance = new.mean() - self.mean
+        self.mean += distance * len(new) / self.count
+        self.squares += new.var(unbiased=False) * len(new)
+        self.squares += distance ** 2 * seen * len(new) / self.count
+        return (scores - self.mean.item()) / (self.deviation() + 1e-8)
+
+    def deviation(self):
+        return (self.squares / self.count).sqrt().item()
 
 
 # --- The rollout ---
@@ -193,19 +226,21 @@ def train(args):
     run = Run(args, "ReFT")
     args.warmup = warm_up(args)  # SFT for a few epochs, so that sampling finds right answers at all
     set_seed(args.seed)
-    task = load_task(args, args.partial_reward)
+    task = with_reward(load_task(args, args.partial_reward), args.reward, args)
     lm, tokenizer = load_to_train(args.warmup, args)
     # In eval mode, and they stay there: with dropout the first ratio would not be 1
-    policy = PolicyWithValue(lm)
+    policy = PolicyWithValue(lm, separate=args.value == "separate")
     reference = PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)  # its values are not read
     check_room(lm, tokenizer, task.all_prompts(), args.max_new_tokens)
     prompts = encode_prompts(tokenizer, task.prompts(task.train))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
     schedule = rise_and_fall(optimizer, args.steps, rise=5)
     generator = torch.Generator(lm.device).manual_seed(args.seed)
-    run.begin(lm, [policy, optimizer, schedule, generator], args.steps, args.minibatch_size,
+    scale = RunningScale() if args.reward else nn.Identity()  # the rule's scores are as they are
+    run.begin(lm, [policy, optimizer, schedule, generator, scale], args.steps, args.minibatch_size,
               args.eval_every, from_start={}, shows=["reward", "kl", "response_tokens"],
-              measure=lambda: dev_metrics(lm, tokenizer, task, args, reference.lm))
+              measure=lambda: dev_metrics(lm, tokenizer, task, args, reference.lm),
+              criterion="dev_score" if args.reward else "dev_accuracy")
 
     for step in run.steps():
         # 1. Rollout: one response to each question, of the policy itself, at T = 1
@@ -215,17 +250,17 @@ def train(args):
                                  batch_size=args.generate_batch_size)
         rollout = Rollout(*pad([(prompts[i], r) for i, r in zip(asked, responses)], lm.device))
 
-        # 2. Score: 1 for the right answer, 0.1 for a wrong number, 0 for none
+        # 2. Score: 1 for the right answer, 0.1 for a wrong number, 0 for none; or a learned score
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-        grades = task.grade(texts, task.train[asked]["answer"])
+        grades = task.grade(texts, task.train[asked])
         scores = torch.tensor([grade.score for grade in grades], device=lm.device)
 
         # 3. log pi_old, V_old and log pi_ref, computed as the updates do it: the first ratio is 1
         score_tokens(policy, reference, rollout, args.micro_batch_size)
 
         # 4. The KL penalty joins the score; advantages, whitened, and returns
-        rewards = token_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask,
-                                args.kl_coef)
+        rewards = token_rewards(scale(scores), rollout.logprobs, rollout.ref_logprobs,
+                                rollout.mask, args.kl_coef)
         advantages, rollout.returns = compute_gae(rewards, rollout.values, rollout.mask,
                                                   args.gamma, args.lam)
         rollout.advantages = whiten(advantages, rollout.mask)
@@ -254,7 +289,7 @@ def train(args):
         schedule.step()
         run.log(rollout_metrics(rollout, scores, grades, responses, tokenizer.eos_token_id)
                 | update_metrics(updates, torch.cat(log_ratios), args.clip_eps)
-                | task.own_metrics(texts) | {"lr": lr},
+                | task.own_metrics(texts) | scale_metrics(scale) | {"lr": lr},
                 samples=lambda: show(step, rollout, grades, texts, asked, task))
 
     # 6. The best policy on dev is the model
@@ -278,6 +313,12 @@ def rollout_metrics(rollout, scores, grades, responses, eos):
                                    returns.var(unbiased=False).clamp(min=1e-8)).item()}
 
 
+def scale_metrics(scale):
+    """By what a learned reward was shifted and divided."""
+    return ({"reward_mean": scale.mean.item(), "reward_deviation": scale.deviation()}
+            if isinstance(scale, RunningScale) else {})
+
+
 def update_metrics(updates, log_ratio, clip_eps):
     """Means over the updates (loss, gradient's norm, tokens), and over their tokens' log ratios."""
     losses, grad_norms, tokens = map(torch.stack, zip(*updates))
@@ -299,7 +340,8 @@ def show(step, rollout, grades, texts, asked, task):
 @torch.no_grad()
 def not_finite(policy, rollout, scores, asked, minibatch, size):
     """What to look at where a gradient is not finite: see Run.update."""
-    suspects = [("the reward", scores, asked, "Mend the rule in verifier.py")]
+    suspects = [("the reward", scores, asked, "It is the reward's, not the policy's: look at its "
+                 "rule or model")]
     suspects += [(name, getattr(rollout, name), asked, None)
                  for name in ["logprobs", "ref_logprobs", "values"]]
     for index in micro_batches(rollout, minibatch, size):
@@ -314,16 +356,25 @@ def not_finite(policy, rollout, scores, asked, minibatch, size):
 def finish(run, tokenizer, task, reference):
     args = run.args
     beside = Path(args.out).parent
+    by_rule = max(files.read_metrics(run.out), key=lambda m: m.get("dev_accuracy", -1))
+
+    def draw(result):
+        draw_curves([("ReFT", [run.out])], f"{run.out}/curves.png", own=task.own_metrics([]),
+                    results={run.out: result})
+        if args.reward:
+            draw_learned_reward([run.out], f"{run.out}/overoptimised.png")
+
     run.finish(
         tokenizer, lambda model: evaluate(model, tokenizer, task.test, task=task,
                                           **eval_kwargs(args)),
-        count=len(task.test), start=lambda: reference,
-        draw=lambda result: draw_curves([("ReFT", [run.out])], f"{run.out}/curves.png",
-                                        own=task.own_metrics([]), results={run.out: result}),
-        diagnose=lambda metrics: after_ppo(metrics, run.first["dev_accuracy"]),
+        count=len(task.test), start=lambda: reference, draw=draw,
+        diagnose=lambda metrics: (after_rlhf(metrics, run.best) if args.reward else
+                                  after_ppo(metrics, run.first["dev_accuracy"])),
         proposals=[f"{command('sft.py', args, 'sft')}   # the baseline",
                    f"{command('dpo.py', args, 'dpo')}   # pairs in place of a reward",
-                   f"python eval.py {args.warmup} {beside / 'sft'} {beside / 'dpo'} {args.out}"])
+                   f"python eval.py {args.warmup} {beside / 'sft'} {beside / 'dpo'} {args.out}"],
+        **({"rule_would_choose": {"step": by_rule["step"],
+                                  "dev_accuracy": by_rule["dev_accuracy"]}} if args.reward else {}))
 
 
 def parse_args(argv=None):
@@ -343,6 +394,9 @@ def parse_args(argv=None):
     flags.add_argument("--kl-coef", type=number(float, 0), default=None,
                        help="beta, the KL penalty per nat to the warm-up model; without it, the "
                        "paper's [0.05 nl, 0.01 program]")
+    flags.add_argument("--reward", type=text, default=None, metavar="FOLDER",
+                       help="RLHF: a reward model, as reward_model.py makes it, whose score is the "
+                       "reward, and on dev chooses the model; the rule's verdict is logged beside")
     flags.add_argument("--partial-reward", type=number(float, 0), default=0.1,
                        help="the score of an answer that is a number, but wrong [0.1]")
     flags.add_argument("--gamma", type=number(float, 0, 1), default=1.0,
@@ -354,6 +408,8 @@ def parse_args(argv=None):
     flags.add_argument("--target-kl", type=number(float, above=0), default=None,
                        help="end a step's updates once the policy is so far from the one that "
                        "sampled, in nats per token (approx_kl) [none]")
+    flags.add_argument("--value", default=None, choices=["shared", "separate"],
+                       help="a head on the policy, or a network of its own; without it shared")
     flags.add_argument("--vf-coef", type=number(float, 0), default=0.3,
                        help="alpha, the weight of the value loss [5]")
     flags.add_argument("--max-grad-norm", type=number(float, above=0), default=1.0, help="[1]")

@@ -70,6 +70,9 @@ def parse_args(argv=None):
                        help="the share of steps over which the learning rate rises [0.1]")
     flags.add_argument("--weight-decay", type=number(float, 0), default=0.0, help="of AdamW")
     flags.add_argument("--max-grad-norm", type=number(float, above=0), default=1.0, help="[1]")
+    flags.add_argument("--eval-train", type=number(int, 1), default=None,
+                       help="measure on the first so many training questions, too: how many of "
+                       "them are known by heart")
     return parser.parse_args(argv)
 
 
@@ -86,7 +89,8 @@ def train(args):
     rise = round(args.lr_warmup_ratio * steps)
     schedule = rise_and_fall(optimizer, steps, rise, fall_from=rise)
     run.begin(model, [model, optimizer, schedule], steps, args.batch_size, eval_every=per_epoch,
-              measure=lambda: dev_metrics(model, tokenizer, task, args),
+              measure=lambda: dev_metrics(model, tokenizer, task, args) | known_by_heart(
+                  model, tokenizer, task, args),
               order=range(len(examples)), shows=["epoch", "loss"])
 
     model.train()
@@ -111,6 +115,15 @@ def train(args):
     run.finish(tokenizer, lambda model: evaluate(model, tokenizer, task.test, task=task,
                                                  **eval_kwargs(args)),
                count=len(task.test), best_epoch=run.best["step"] // per_epoch)
+
+
+def known_by_heart(model, tokenizer, task, args):
+    """train_accuracy, greedy, of the first --eval-train training questions."""
+    if not args.eval_train:
+        return {}
+    problems = task.train.select(range(min(args.eval_train, len(task.train))))
+    return {"train_accuracy": evaluate(model, tokenizer, problems, task=task,
+                                       **eval_kwargs(args))["accuracy"]}
 
 
 @torch.no_grad()

@@ -48,7 +48,8 @@ class Grade:
 @dataclass(frozen=True)
 class Task:
     """What is asked, and how a response to it is graded. Another `grade`, of a learned reward or of
-    a grader, is another task to the algorithms: they hand it `answers` as they find them."""
+    a grader, is another task to the algorithms: they hand it the problems as they find them."""
+    learned = False  # whether the scores are a model's
     name: str = ""
     cot: str = "nl"
     choices: str | None = None  # the letters of a multiple-choice task
@@ -65,10 +66,10 @@ class Task:
         return {"train": self.prompts(self.train), "dev": self.prompts(self.dev),
                 "test": self.prompts(self.test)}
 
-    def grade(self, responses, answers) -> list[Grade]:
-        """Each response is read once. answers: the right one for each."""
+    def grade(self, responses, problems) -> list[Grade]:
+        """Each response is read once. problems: the one that each answers, as columns."""
         grades = []
-        for response, answer in zip(responses, answers, strict=True):
+        for response, answer in zip(responses, problems["answer"], strict=True):
             extracted = extract_answer(response, self.cot, self.choices)
             correct = same_answer(extracted, answer, self.choices)
             grades.append(Grade(extracted, correct,
@@ -252,7 +253,8 @@ def score(extracted, correct, choices=None, partial=0.1):
 
 def reward(response, answer, cot="nl", choices=None, partial=0.1):
     """The score of one response."""
-    [grade] = Task(cot=cot, choices=choices, partial=partial).grade([response], [answer])
+    [grade] = Task(cot=cot, choices=choices, partial=partial).grade(
+        [response], {"answer": [answer]})
     return grade.score
 
 

@@ -24,6 +24,26 @@ def after_ppo(metrics, warmup_dev, kl_limit=1.0):
     return found
 
 
+def after_rlhf(metrics, best, smooth=5):
+    """Of PPO with a learned reward: did the reward go on rising where the rule's accuracy fell?
+    best: the evaluation that the learned score chose. smooth: steps to a mean."""
+    accuracy = [sum(m["accuracy"] for m in metrics[i:i + smooth]) / smooth
+                for i in range(max(1, len(metrics) - smooth + 1))]
+    peak = max(range(len(accuracy)), key=accuracy.__getitem__)
+    at = metrics[min(peak + smooth, len(metrics)) - 1]
+    found, last = [], metrics[-1]
+    if last["reward"] > at["reward"] and accuracy[-1] < accuracy[peak] - 0.05:
+        found.append(f"The learned reward was over-optimised: after step {at['step']} (KL "
+                     f"{at['kl']:.1f} nats) it rose from {at['reward']:.2f} to "
+                     f"{last['reward']:.2f}, while the rule's accuracy of the samples fell from "
+                     f"{accuracy[peak]:.1%} to {accuracy[-1]:.1%}. Try a larger --kl-coef, fewer "
+                     "--steps, or a reward model of samples of this one.")
+    if not best["step"]:
+        found.append("No evaluation on dev had a better learned score than the warm-up, so the "
+                     "saved model is the warm-up. Try more --steps, or a smaller --kl-coef.")
+    return found
+
+
 def after_dpo(metrics, criterion="dev_accuracy"):
     """criterion: the metric that chose the model."""
     warmup, *dev = [m[criterion] for m in metrics if criterion in m]
@@ -35,3 +55,17 @@ def after_dpo(metrics, criterion="dev_accuracy"):
         return [f"Accuracy on dev fell from {best:.1%} to {last:.1%} at the end, and the model of "
                 f"the peak was saved. Try fewer --epochs, a larger --beta, or --sft-coef 1."]
     return []
+
+
+def after_self_training(metrics, warmup_dev):
+    """metrics: of steps that sampled, and of others."""
+    solved = [m["solved"] for m in metrics if "solved" in m]
+    found = []
+    if max(solved) < 0.05:
+        found.append(f"At most {max(solved):.1%} of the questions had a right sample, so there was "
+                     "hardly anything to keep. Try more --samples, more --warmup-epochs, or a "
+                     "stronger --model.")
+    if all(m.get("dev_accuracy", 0.0) <= warmup_dev for m in metrics):
+        found.append("No evaluation on dev was better than the warm-up, so the saved model is the "
+                     "warm-up. Try more --steps, or another --lr.")
+    return found

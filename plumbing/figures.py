@@ -12,9 +12,9 @@ def pyplot():
     return matplotlib.pyplot
 
 
-def panels(titles, width=3.7, height=3.2):
+def panels(titles, width=3.7, height=3.2, sharex=True):
     figure, axes = pyplot().subplots(1, len(titles), figsize=(width * len(titles), height),
-                                layout="constrained", squeeze=False, sharex=True)
+                                layout="constrained", squeeze=False, sharex=sharex)
     for ax, title in zip(axes[0], titles):
         ax.set_title(title)
         ax.grid(alpha=0.3)
@@ -100,6 +100,63 @@ def draw_preferences(run, path):
     for ax in axes:
         ax.set_xlabel("step")
         ax.legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_self_training(run, path, own, warmup_dev):
+    """Accuracy on dev, and what sampling found: in each round, or in each step."""
+    metrics = files.read_metrics(run)
+    figure, axes = panels(["accuracy on dev", "what sampling found"])
+    dev = [(m["step"], m["dev_accuracy"]) for m in metrics if "dev_accuracy" in m]
+    axes[0].plot(*zip((0, warmup_dev), *dev), "C0o-", ms=3)
+    for key, name in {"sample_accuracy": "right samples", "solved": "questions with one",
+                      **{key: f"{key}, of those kept" for key in own}}.items():
+        axes[1].plot(*zip(*((m["step"], m[key]) for m in metrics if key in m)), "o-", ms=3,
+                     label=name)
+    axes[1].legend(fontsize=8)
+    for ax in axes:
+        ax.set_xlabel("step")
+        ax.set_ylim(0, 1)
+    save(figure, path)
+
+
+def draw_learned_reward(runs, path, smooth=5):
+    """A learned reward and the rule's accuracy of the same samples, step by step and over the KL:
+    where they part, the reward is over-optimised. runs: folders that differ in their seed alone."""
+    figure, axes = panels(["over steps", "over the KL to the warm-up"], width=4.6, sharex=False)
+    for i, run in enumerate(runs):
+        metrics = files.read_metrics(run)
+
+        def mean(key):
+            return [statistics.mean(m[key] for m in metrics[max(0, at - smooth):at + 1])
+                    for at in range(len(metrics))]
+        for ax, x, label in zip(axes, [[m["step"] for m in metrics], mean("kl")],
+                                ["step", "KL, nats a response"]):
+            twin = ax.twinx()
+            ax.plot(x, mean("accuracy"), "C0", lw=1, label=None if i else "right by the rule")
+            twin.plot(x, mean("reward"), "C3", lw=1)
+            ax.set(xlabel=label, ylabel="right by the rule (blue)", ylim=(0, 1))
+            twin.set_ylabel("learned reward (red)" if ax is axes[-1] else "")
+    save(figure, path)
+
+
+def draw_calibration(bins, objective, run, path):
+    """A reward model's accuracy as it learned, and how often it is right when it says so.
+
+    Args: bins, what stats.calibration returned.
+    """
+    metrics = files.read_metrics(run)
+    figure, axes = panels(["accuracy of the pairs", "calibration, held out"], sharex=False)
+    axes[0].plot([m["step"] for m in metrics], [m["accuracy"] for m in metrics], lw=0.6, alpha=0.6,
+                 label="of the batch")
+    dev = [(m["step"], m["dev_accuracy"]) for m in metrics if "dev_accuracy" in m]
+    axes[0].plot(*zip(*dev), "C1o-", ms=3, label="on dev")
+    axes[0].set_xlabel("step")
+    axes[0].legend(fontsize=8)
+    axes[1].plot([0, 1], [0, 1], "0.7", lw=1)
+    axes[1].plot(*list(zip(*bins))[:2], "o-", ms=4)
+    axes[1].set(xlabel="P(right)" if objective == "binary" else "P(the first of two is better)",
+                ylabel="how often it is")
     save(figure, path)
 
 

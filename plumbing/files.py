@@ -24,8 +24,8 @@ from plumbing.cli import HOME, as_flag, stop
 # run may go on with others.
 NO_SETTINGS = {"out", "resume", "overwrite", "save_every", "device", "micro_batch_size",
                "gradient_checkpointing", "generate_batch_size"}
-WRITTEN = ["model", "checkpoint", "metrics.jsonl", "result.json", "pairs.jsonl"]  # into --out
-SOURCES = ["model", "warmup", "task", "pairs"]  # flags that may name files
+WRITTEN = ["model", "checkpoint", "metrics.jsonl", "result.json", "pairs.jsonl", "samples"]
+SOURCES = ["model", "warmup", "task", "pairs", "reward"]  # flags that may name files
 
 
 def claim(args):
@@ -101,7 +101,7 @@ def sources(flags: dict) -> dict:
     found = {}
     for name in SOURCES:
         path = Path(flags.get(name) or HOME / "none")
-        path = path / "model" if name in ("model", "warmup") and (path / "model").is_dir() else path
+        path = path / "model" if (path / "model").is_dir() else path
         if path.is_dir():
             files = sorted(file for file in path.glob("*.*") if file.is_file() and (
                 name != "task" or file.stem in ("train", "dev", "test")))
@@ -141,7 +141,7 @@ def open_run(out: str, flags: dict, effective_batch: int | None = None):
     try:
         for name in ["metrics.jsonl", "result.json"]:
             (Path(out) / name).unlink(missing_ok=True)
-        for name in ["model", "checkpoint"]:
+        for name in ["model", "checkpoint", "samples"]:
             shutil.rmtree(Path(out) / name, ignore_errors=True)
         write_json(out, "config.json", {
             "flags": flags, "sources": sources(flags), "effective_batch": effective_batch,

@@ -20,14 +20,18 @@ transformers.logging.disable_progress_bar()  # saving 1 MB needs no bar of its o
 transformers.logging.set_verbosity_error()  # the sentences here say it once
 
 
-def load_model(path, device=None, dtype=None):
+def load_model(path, device=None, dtype=None, head="causal LM"):
     """A causal LM in eval mode and its tokenizer.
 
     Args:
         path: a run's folder, a Hugging Face folder or a hub name.
         dtype: "float32" (the default), "bfloat16" or a torch.dtype.
+        head: "reward model" for AutoModelForSequenceClassification with one score in its place;
+            "new" for a causal LM's weights under such a head, which is all zeros.
     Raises: SystemExit (code 2) where there is no such model, or one without an EOS token.
     """
+    kind, options = ((transformers.AutoModelForCausalLM, {}) if head == "causal LM" else
+                     (transformers.AutoModelForSequenceClassification, {"num_labels": 1}))
     path = str(path)
     if (Path(path) / "model").is_dir():
         path = str(Path(path) / "model")
@@ -38,16 +42,20 @@ def load_model(path, device=None, dtype=None):
     try:
         safely = dict(trust_remote_code=False)  # a stranger's folder is data
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **safely)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = kind.from_pretrained(
             path, dtype=dtype or "float32", use_safetensors=True, output_loading_info=True,
-            **safely)
+            **safely, **options)
     except Exception as error:  # each part of the loader raises its own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         stop(f"{path}: no model could be loaded ({reason}); give a run's folder, a hub name, "
                   "or a folder with config.json, model.safetensors and a tokenizer")
+    if head == "new" and hasattr(model, "score"):
+        torch.nn.init.zeros_(model.score.weight)
+        info["missing_keys"] = set(info["missing_keys"]) - {"score.weight"}
     if info["missing_keys"]:
-        stop(f"{path}: its weights lack {min(info['missing_keys'])}, so it is no causal LM; "
-                  "choose another --model")
+        stop(f"{path}: its weights lack {min(info['missing_keys'])}, so it is no "
+             f"{head.replace('new', 'causal LM')}; choose another" + (
+                 ", or make one with reward_model.py" if head == "reward model" else " --model"))
     if not tokenizer("Question: 1 + 1?", add_special_tokens=False)["input_ids"]:
         stop(f"{path}: has no tokenizer that reads text; put tokenizer.json there")
     if tokenizer.eos_token_id is None:
@@ -65,17 +73,21 @@ def load_model(path, device=None, dtype=None):
         stop(f"{path}: {broken[0]} holds numbers that are not finite; the file is broken, or "
                   "the run that made it was")
     model = model.to(pick_device(device or "auto")).eval()
-    packing.enable(model)
+    if head == "causal LM":
+        packing.enable(model)
+    else:
+        packing.enable(model.base_model, packing.last_hidden)
     return model, tokenizer
 
 
-def load_to_train(path, args):
+def load_to_train(path, args, head="causal LM"):
     """load_model with a training run's flags. Under --dtype bfloat16 the weights are float32 and
     only the forward pass is bfloat16: of a weight of 0.02, bfloat16 cannot hold steps below 6e-5.
     """
-    model, tokenizer = load_model(path, args.device)
+    model, tokenizer = load_model(path, args.device, head=head)
     if args.dtype == "bfloat16":
-        model.forward = functools.partial(in_bfloat16, model.forward)
+        part = model if head == "causal LM" else model.base_model
+        part.forward = functools.partial(in_bfloat16, part.forward)
     if args.gradient_checkpointing:
         checkpoint_layers(model)
     return model, tokenizer

@@ -124,18 +124,34 @@ def predict(lm, ids, attention_mask, mask, hidden_states=False):
     return logits.float(), hidden
 
 
+def last_hidden(model, ids, attention_mask, mask):
+    """The last hidden state (batch, size) of each sequence's last token. model: one without a head,
+    as AutoModel is; the others as predict's."""
+    everyone = torch.arange(len(ids), device=ids.device)
+    last = (attention_mask * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
+    if model.config._attn_implementation == "packed":
+        row, positions, place, layout = pack(ids, attention_mask, mask)
+        out = model(input_ids=row, position_ids=positions, layout=layout, use_cache=False,
+                    attention_mask=row.new_ones(1, 1, 1, 1))
+        return out.last_hidden_state[0].index_select(0, place[everyone, last])
+    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    out = model(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
+                use_cache=False)
+    return out.last_hidden_state[everyone, last]
+
+
 @torch.no_grad()
-def enable(lm):
-    """Let `predict` pack this model's batches, if that changes nothing: tried on a small batch, as
+def enable(lm, read=lambda *batch: predict(*batch)[0]):
+    """Let `read` pack this model's batches, if that changes nothing: tried on a small batch, as
     in some models tokens meet elsewhere than in attention, or attention is of their own making."""
     ids = torch.arange(12, device=lm.device).view(2, 6) % lm.config.vocab_size
     attention_mask = torch.ones_like(ids)
     attention_mask[0, :3] = 0
-    padded, _ = predict(lm, ids, attention_mask, attention_mask[:, :-1].bool())
+    padded = read(lm, ids, attention_mask, attention_mask[:, :-1].bool())
     usual = lm.config._attn_implementation
     try:
         lm.set_attn_implementation("packed")
-        packed, _ = predict(lm, ids, attention_mask, attention_mask[:, :-1].bool())
+        packed = read(lm, ids, attention_mask, attention_mask[:, :-1].bool())
         rounding = 1e-3 if lm.dtype == torch.float32 else 5e-2
         same = (packed - padded).abs().max() <= rounding * padded.abs().max()
     except Exception:  # each model has its own way to refuse

@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from plumbing import files
-from plumbing.stats import bootstrap, interval, percent
+from plumbing.stats import best_of_n_kl, bootstrap, interval, percent
 
-COLUMNS = {"mean_tokens": ("tokens", ".1f"), "eos_rate": ("ended", ".1%")}
+COLUMNS = {"mean_tokens": ("tokens", ".1f"), "eos_rate": ("ended", ".1%"),
+           "score": ("learned score", ".2f")}
+RERANKED = ["rerank_at", "weighted_at", "best_of_score", "best_of_reward"]
 UNSEEN = {"accuracy", "no_answer", "chosen_logp"}  # what is measured and has no column of its own
 
 
@@ -39,7 +41,8 @@ def by_seed(folders):
     groups = {}
     for path in folders:
         rest = files.flags_of(path) or {"model": path}
-        rest |= {name: Path(rest[name] or "").name for name in ["model", "warmup"] if name in rest}
+        rest |= {name: Path(rest[name] or "").name for name in ["model", "warmup", "reward"]
+                 if name in rest}
         rest = {name: x for name, x in files.settings(rest).items() if name != "seed"}
         groups.setdefault((Path(path).name, str(rest)), []).append(path)
     names = Counter(name for name, _ in groups)
@@ -104,7 +107,7 @@ def comparison_tables(rows):
     first = rows[0]
     standard = {"name", "split", "problems", "accuracies", "interval", "difference", "accuracy",
                 "mean_tokens", "eos_rate", "no_answer", "pass_at", "maj_at", "kl", "kl_error",
-                "cost"}
+                "cost", "score", *RERANKED}
     own = list(dict.fromkeys(key for row in rows for key in row if key not in standard))
     at = [(key, k) for k in first.get("pass_at", {}) for key in ["maj", "pass"]
           if (key, int(k)) != ("maj", 1)]  # of one sample the two are the same
@@ -122,6 +125,14 @@ def comparison_tables(rows):
             [[row["name"], *(cell(row, ".1%", f"{key}_at", k) for key, k in at),
               " ± ".join(filter(None, [cell(row, ".2f", "kl"), cell(row, ".2f", "kl_error")]))]
              for row in rows]))
+    if any("rerank_at" in row for row in rows):
+        parts.append(table(
+            ["with a reward model", "k", "maj@k", "rerank@k", "weighted vote", "pass@k",
+             "best of k: reward", "its KL, nats at most"],
+            [[row["name"], str(k), *(cell(row, ".1%", f"{key}_at", k)
+                                     for key in ["maj", "rerank", "weighted", "pass"]),
+              cell(row, ".3f", "best_of_reward", k), f"{best_of_n_kl(int(k)):.2f}"]
+             for row in rows for k in row["rerank_at"]]))
     if any("cost" in row for row in rows):
         parts.append(table(
             ["cost, without the warm-up's", *costs.values()],

@@ -456,12 +456,12 @@ def test_reward_is_1_for_right_a_tenth_for_wrong_and_0_for_none():
 
 def test_task_grade_is_the_answer_whether_it_is_right_and_the_score():
     texts = ["The answer is 18.", "The answer is 17.", "It is 18."]
-    assert Task(partial=0.25).grade(texts, ["18", "18", "18"]) == [
+    assert Task(partial=0.25).grade(texts, {"answer": ["18", "18", "18"]}) == [
         Grade("18", True, 1.0), Grade("17", False, 0.25), Grade(None, False, 0.0)]
-    assert Task(choices="abcde").grade(["The answer is B.", "The answer is C."], ["b", "b"]) == [
+    assert Task(choices="abcde").grade(["The answer is B.", "The answer is C."], {"answer": ["b", "b"]}) == [
         Grade("b", True, 1.0), Grade("c", False, 0.0)]
     with pytest.raises(ValueError):
-        Task().grade(texts, ["18"])
+        Task().grade(texts, {"answer": ["18"]})
 
 
 def test_reward_pays_nothing_for_a_wrong_letter():

@@ -1,0 +1,100 @@
+"""Scores other than the rule's: a reward model, which learned from pairs what is better.
+
+A reward model is a Hugging Face folder, AutoModelForSequenceClassification with one label, as
+reward_model.py writes it: `python reft_ppo.py --reward out/reward_model`.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+from torch import nn
+
+from plumbing.models import load_model
+from plumbing.packing import last_hidden, pad
+from plumbing.sampling import check_room, encode_prompts
+from verifier import Grade, Task
+
+
+class RewardModel(nn.Module):
+    """The score of a response to a prompt: a linear map of the last hidden state of its last token,
+    its EOS, up to which the model has read all of it."""
+
+    def __init__(self, classifier):
+        super().__init__()
+        self.classifier = classifier  # AutoModelForSequenceClassification, num_labels=1
+        self.objective = getattr(classifier.config, "objective", "pairwise")
+
+    def forward(self, examples):
+        """examples: a list of (prompt ids, response ids). Returns: scores (batch,), float32."""
+        batch = pad(examples, self.classifier.device)
+        hidden = last_hidden(self.classifier.base_model, *batch)  # (batch, size)
+        return self.classifier.score(hidden.to(self.classifier.score.weight.dtype))[:, 0].float()
+
+
+def load_reward_model(folder, device=None, dtype=None):
+    """A RewardModel in eval mode, and its tokenizer. folder: a run's, a Hugging Face one or a hub
+    name. Raises: SystemExit (code 2) where there is none."""
+    classifier, tokenizer = load_model(folder, device, dtype, head="reward model")
+    return RewardModel(classifier), tokenizer
+
+
+def encode_responses(tokenizer, prompts, responses):
+    """[(prompt ids, response ids)] of texts: each response ends in EOS."""
+    return [(prompt, response + [tokenizer.eos_token_id]) for prompt, response in zip(
+        encode_prompts(tokenizer, prompts),
+        tokenizer(list(responses), add_special_tokens=False)["input_ids"], strict=True)]
+
+
+@torch.no_grad()
+def score(model, tokenizer, prompts, responses, batch_size=128):
+    """The model's scores of responses to prompts, texts: (batch,), on the CPU. A response that was
+    cut off is read as if it had ended there."""
+    examples = encode_responses(tokenizer, prompts, responses)
+    order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
+    scores = torch.zeros(len(examples))
+    for start in range(0, len(order), batch_size):
+        rows = order[start:start + batch_size]
+        scores[rows] = model([examples[i] for i in rows]).cpu()
+    return scores
+
+
+def vote_weights(scores, objective):
+    """The votes of n samples to one question: P(right) = sigmoid(score) where that was learned. Of
+    comparisons only differences mean something: softmax, the strengths of Bradley and Terry."""
+    return scores.sigmoid() if objective == "binary" else scores.softmax(-1)
+
+
+def add_scores(source, responses, n, args):
+    """Give each of n responses in a row to each problem (see eval.respond) `learned`, the score of
+    the reward model in the folder `source`, and `weight`, its vote."""
+    model, tokenizer = load_reward_model(source, args.device)
+    scores = score(model, tokenizer, [r["prompt"] for r in responses],
+                   [r["response"] for r in responses], args.micro_batch_size)
+    weights = vote_weights(scores.view(-1, n), model.objective).flatten()
+    for response, learned, weight in zip(responses, scores.tolist(), weights.tolist()):
+        response |= {"learned": learned, "weight": weight}
+
+
+@dataclass(frozen=True)
+class LearnedTask(Task):
+    """A task whose responses are scored by a reward model. The rule still says which are right: to
+    be logged, not to learn from."""
+    learned = True
+    scorer: Callable = None  # (prompts, responses) -> scores (batch,)
+
+    def grade(self, responses, problems) -> list[Grade]:
+        grades = super().grade(responses, problems)
+        scores = self.scorer(self.prompts(problems), responses).tolist()
+        return [dataclasses.replace(grade, score=x) for grade, x in zip(grades, scores)]
+
+
+def with_reward(task, source, args):
+    """The task, scored by the reward model in the folder `source`; the task itself for None."""
+    if source is None:
+        return task
+    model, tokenizer = load_reward_model(source, args.device, args.dtype)
+    check_room(model.classifier, tokenizer, task.all_prompts(), args.max_new_tokens)
+    return LearnedTask(**vars(task), scorer=lambda prompts, responses: score(
+        model, tokenizer, prompts, responses, args.micro_batch_size))
