@@ -299,7 +299,8 @@ def parse_args(argv=None):
     flags = parser.add_argument_group("the reward model (the papers' values in brackets)")
     flags.add_argument("--objective", default="pairwise", choices=list(LOSSES),
                        help="pairwise: which of two is better; binary: right or wrong")
-    flags.add_argument("--epochs", type=number(int, 1), default=4, help="[1; binary: 3]")
+    flags.add_argument("--epochs", type=number(int, 1), default=None,
+                       help="over the comparisons; without it 4, or binary 10 [1; binary: 3]")
     flags.add_argument("--batch-size", type=number(int, 1), default=None,
                        help="an update's pairs; or its questions, with all their samples. Without "
                        "it 64, or 8 [64; binary: 24 samples]")
@@ -318,6 +319,8 @@ def parse_args(argv=None):
             parser.error("--task none has no questions to sample responses to; name a file with "
                          "--pairs")
         args.warmup = args.warmup or args.model
+    if args.epochs is None:
+        args.epochs = 10 if args.objective == "binary" else 4
     if args.batch_size is None:
         args.batch_size = 8 if args.objective == "binary" or args.ranked else 64
     return args

@@ -166,15 +166,17 @@ def draw_frontier(series, path):
     Args: series, {algorithm: {the KL's coefficient: [metrics with dev_reward and dev_kl]}}.
     """
     figure, [ax] = panels(["reward and KL on dev, at every evaluation"], width=7, height=4.6)
-    maps = {"reft": "Blues", "dpo": "Oranges"}
+    maps = {"reft": "Blues", "dpo": "Oranges", "rlhf": "Reds", "preferred-ft": "Purples",
+            "unlikelihood": "Greens", "best of n": "Greys"}
     for name, by_coef in sorted(series.items(), reverse=True):
         for i, (coef, points) in enumerate(sorted(by_coef.items())):
             shade = 0.35 + 0.6 * i / max(1, len(by_coef) - 1)
-            color = pyplot().get_cmap(maps.get(name, "Greens"))(shade)
+            color = pyplot().get_cmap(maps[name])(shade if len(by_coef) > 1 else 0.8)
             x, y, ex, ey = zip(*((m["dev_kl"], m["dev_reward"], m["dev_kl_error"],
                                   m["dev_reward_error"]) for m in points if m["step"]))
-            ax.errorbar(x, y, ey, ex, fmt="s" if name == "dpo" else "o", ms=4, lw=0.5,
-                        color=color, label=f"{name}, {coef:g}")
+            ax.errorbar(x, y, ey, ex, fmt="o" if maps[name] in ("Blues", "Reds") else "s", ms=4,
+                        lw=0.5, color=color, label=name if len(by_coef) == 1 else
+                        f"{name}, {coef:g}")
     warmups = {m["dev_reward"] for by_coef in series.values() for points in by_coef.values()
                for m in points if not m["step"]}
     ax.plot([0] * len(warmups), list(warmups), "k*", ms=9, label="warm-up")
