@@ -223,7 +223,7 @@ def micro_batches(rollout, index, size):
 
 
 def train(args):
-    run = Run(args, "ReFT")
+    run = Run(args, "RLHF" if args.reward else "ReFT")
     args.warmup = warm_up(args)  # SFT for a few epochs, so that sampling finds right answers at all
     set_seed(args.seed)
     task = with_reward(load_task(args, args.partial_reward), args.reward, args)
@@ -359,7 +359,7 @@ def finish(run, tokenizer, task, reference):
     by_rule = max(files.read_metrics(run.out), key=lambda m: m.get("dev_accuracy", -1))
 
     def draw(result):
-        draw_curves([("ReFT", [run.out])], f"{run.out}/curves.png", own=task.own_metrics([]),
+        draw_curves([(run.name, [run.out])], f"{run.out}/curves.png", own=task.own_metrics([]),
                     results={run.out: result})
         if args.reward:
             draw_learned_reward([run.out], f"{run.out}/overoptimised.png")
@@ -393,7 +393,7 @@ def parse_args(argv=None):
                        help="peak learning rate [3e-7; 3e-6 for a 125M model]")
     flags.add_argument("--kl-coef", type=number(float, 0), default=None,
                        help="beta, the KL penalty per nat to the warm-up model; without it, the "
-                       "paper's [0.05 nl, 0.01 program]")
+                       "paper's [0.05 nl, 0.01 program], or 0.3 with --reward")
     flags.add_argument("--reward", type=text, default=None, metavar="FOLDER",
                        help="RLHF: a reward model, as reward_model.py makes it, whose score is the "
                        "reward, and on dev chooses the model; the rule's verdict is logged beside")
@@ -410,8 +410,9 @@ def parse_args(argv=None):
                        "sampled, in nats per token (approx_kl) [none]")
     flags.add_argument("--value", default=None, choices=["shared", "separate"],
                        help="a head on the policy, or a network of its own; without it shared")
-    flags.add_argument("--vf-coef", type=number(float, 0), default=0.3,
-                       help="alpha, the weight of the value loss [5]")
+    flags.add_argument("--vf-coef", type=number(float, 0), default=None,
+                       help="alpha, the weight of the value loss; without it 0.3, or 0.1 with "
+                       "--reward, whose returns are larger [5]")
     flags.add_argument("--max-grad-norm", type=number(float, above=0), default=1.0, help="[1]")
     flags.add_argument("--eval-every", type=number(int, 1), default=20,
                        help="steps between evaluations on dev; two responses are shown then")
@@ -420,7 +421,9 @@ def parse_args(argv=None):
                        "the KL to the warm-up model (0: none)")
     args = parser.parse_args(argv)
     if args.kl_coef is None:
-        args.kl_coef = {"nl": 0.05, "program": 0.01}[args.cot]
+        args.kl_coef = 0.3 if args.reward else {"nl": 0.05, "program": 0.01}[args.cot]
+    if args.vf_coef is None:
+        args.vf_coef = 0.1 if args.reward else 0.3
     if args.minibatch_size is None:
         args.minibatch_size = min(128, args.batch_size)
     if args.minibatch_size > args.batch_size:

@@ -9,7 +9,7 @@
     python eval.py out/sft --rerank out/reward_model # the best of n samples, and weighted votes
 
 Papers: Ziegler et al. (1909.08593), InstructGPT (2203.02155; ranked lists), ReFT (2401.08967v3,
-section 4.2; right or wrong).
+section 4; right or wrong).
 Differs from the papers:
 - the samples are the warm-up model's own, graded by the rule; it starts from that model's weights
 - the head starts at zero, so the first scores are equal, and the first loss is log 2
@@ -77,7 +77,7 @@ def graded_lists(samples, n, size):
     lists = []
     for start in range(0, len(samples), n):
         own = list({s["response"]: s for s in samples[start:start + n] if s["ended"]}.values())
-        lists += [{"prompt": own[0]["prompt"], "responses": [s["response"] for s in part],
+        lists += [{"prompt": samples[start]["prompt"], "responses": [s["response"] for s in part],
                    "grades": [s["score"] for s in part]}
                   for part in (own[at:at + size] for at in range(0, len(own), size))]
     return lists
@@ -116,16 +116,18 @@ def lists_of_a_task(args, run):
 
 def encode_lists(tokenizer, parts, max_length):
     """Each list with `examples`, its responses as (prompt ids, response ids). Left out are those
-    with one longer than max_length tokens. Stops where nothing is left to learn from or to test."""
+    with one longer than max_length tokens, and pairs of equal sides. Stops where nothing is left to
+    learn from or to measure on."""
     encoded = []
     for name, lists in zip(["train", "dev", "test"], parts):
         lists = [x | {"examples": encode_responses(tokenizer, [x["prompt"]] * len(x["responses"]),
                                                    x["responses"])} for x in lists]
-        kept = [x for x in lists if max(len(p) + len(r) for p, r in x["examples"]) <= max_length]
+        kept = [x for x in lists if len(set(x["responses"])) == len(x["responses"])
+                and max(len(p) + len(r) for p, r in x["examples"]) <= max_length]
         if len(kept) < len(lists):
-            print(f"{name}: {len(lists) - len(kept):,} of {len(lists):,} comparisons are left out, "
-                  f"as a response has more than {max_length} tokens")
-        if not any(len(set(x["grades"])) > 1 for x in kept):
+            print(f"{name}: {len(lists) - len(kept):,} of {len(lists):,} comparisons are left out: "
+                  f"both sides are the same, or have more than {max_length} tokens")
+        if not any(1 in x["grades"] and min(x["grades"]) < 1 for x in kept):
             stop(f"{name}: no question has both a right response and a wrong one, so there is "
                  "nothing to compare. Try more --samples, more or fewer --warmup-epochs (with an "
                  "--out in another folder), or a larger --max-length")
@@ -232,9 +234,10 @@ def train(args):
         grad_norm = run.update(model, optimizer, lambda: [("the loss", losses, None, None)])
         schedule.step()
         run.log({"epoch": epoch, "loss": losses.mean().item(), "lr": lr,
-                 "accuracy": pair_accuracy(margins), "margin": margins.mean().item(),
                  "grad_norm": grad_norm.item(),
-                 "tokens": sum(len(p) + len(r) for x in batch for p, r in x["examples"])})
+                 "tokens": sum(len(p) + len(r) for x in batch for p, r in x["examples"])}
+                | ({"accuracy": pair_accuracy(margins), "margin": margins.mean().item()}
+                   if len(margins) else {}))
 
     # 4. The best model on dev; test, once
     finish(run, tokenizer, test)
@@ -276,8 +279,9 @@ def finish(run, tokenizer, test):
     beside = Path(run.out).parent
     run.finish(
         tokenizer, on_test, count=len(test), unit="questions", draw=draw_and_say,
-        proposals=[f"{command('reft_ppo.py', args, 'rlhf')} --reward={args.out}   # RLHF",
-                   f"python eval.py {args.warmup} --rerank={args.out} --out={beside / 'rerank'}"])
+        proposals=[] if args.task == "none" else [
+            f"{command('reft_ppo.py', args, 'rlhf')} --reward={args.out}   # RLHF",
+            f"python eval.py {args.warmup} --rerank={args.out} --out={beside / 'rerank'}"])
 
 
 def parse_args(argv=None):

@@ -1,11 +1,11 @@
 """Self-training: sample solutions, keep those that the rule finds right, imitate them.
 
-    python self_training.py                     # offline: samples of the warm-up, then SFT on them
-    python self_training.py --rounds 3 --samples 8   # the second round samples from the first, ...
-    python self_training.py --mode online       # in every step one sample to each question
+    python self_training.py                           # offline: sample once, then SFT
+    python self_training.py --rounds 3 --samples 8    # each round samples from the one before
+    python self_training.py --mode online             # one sample to each question in every step
 
-Papers: ReFT (arXiv 2401.08967v3), section 4.2, which measures itself against the first and the
-last; in rounds it is expert iteration: STaR (2203.14465), ReST (2308.08998).
+Papers: ReFT (arXiv 2401.08967v3), section 4, which is measured against the first and the last; in
+rounds it is expert iteration: STaR (2203.14465), ReST (2308.08998).
 Differs from the paper:
 - the best evaluation on dev chooses the model; test is measured once, after that
 - 24 samples to a question and not 100, about as many as ReFT draws here
@@ -23,7 +23,7 @@ from eval import dev_metrics, eval_kwargs, evaluate, respond
 from plumbing import files
 from plumbing.advice import after_self_training
 from plumbing.checkpoints import guarded, set_seed
-from plumbing.cli import command, make_parser, number
+from plumbing.cli import command, make_parser, number, stop
 from plumbing.figures import draw_self_training
 from plumbing.models import load_to_train, weights_of
 from plumbing.packing import pad
@@ -82,7 +82,7 @@ def train(args):
     set_seed(args.seed)
     task = load_task(args)
     model, tokenizer = load_to_train(args.warmup, args)
-    base = weights_of(load_to_train(args.model, args)[0]) if args.start == "base" else None
+    base = base_of(model, args) if getattr(args, "from") == "base" else None
     annotated = encode(tokenizer, task.train, task)  # (prompt ids, response ids) of each question
     check_room(model, tokenizer, task.all_prompts(), args.max_new_tokens, annotated)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
@@ -92,7 +92,9 @@ def train(args):
     run.begin(model, [model, optimizer, schedule], args.rounds * args.steps, args.batch_size,
               args.eval_every, measure=lambda: dev_metrics(model, tokenizer, task, args),
               from_start={}, shows=["loss"], facts={"rounds": []})
-    pool = annotated + kept_in_round(run, annotated)
+    pool = annotated
+    if args.mode == "offline" and run.step % args.steps:  # resumed within a round
+        pool = annotated + read_kept(run, annotated)
 
     for step in run.steps():
         metrics, lr = {}, schedule.get_last_lr()[0]
@@ -128,11 +130,21 @@ def train(args):
             grad_norm = run.update(model, optimizer, lambda: not_finite(model, batch, None))
         schedule.step()
         run.log({"round": (step - 1) // args.steps + 1, "tokens": tokens,
+                 "questions": len(asked if args.mode == "online" else batch),
                  "loss": sum(losses) / len(losses), "lr": lr, "grad_norm": grad_norm.item()}
                 | metrics)
 
     # 3. The best model on dev
     finish(run, tokenizer, task)
+
+
+def base_of(model, args):
+    """The weights of --model, which the model that was loaded from --warmup is to take."""
+    base, own = weights_of(load_to_train(args.model, args)[0]), model.state_dict()
+    if {name: x.shape for name, x in base.items()} != {name: x.shape for name, x in own.items()}:
+        stop(f"--warmup {args.warmup} was not made from --model {args.model}, whose weights have "
+             "other shapes: name the --model that it was made from, or add --from warmup")
+    return base
 
 
 def begin_round(run, model, tokenizer, task, annotated):
@@ -150,19 +162,21 @@ def begin_round(run, model, tokenizer, task, annotated):
     run.order = []
     tqdm.write("round {}: {solved:.1%} of the questions have a right sample; {kept:,} unique ones "
                "join the annotated solutions".format(len(run.facts["rounds"]), **metrics))
-    return annotated + kept_in_round(run, annotated), metrics
+    return annotated + read_kept(run, annotated), metrics
 
 
 def samples_file(run):
     return f"samples/round-{-(-run.step // run.args.steps)}.jsonl"
 
 
-def kept_in_round(run, annotated):
-    """What begin_round saved for the round under way, as token ids; [] where none is."""
-    if run.args.mode == "online" or run.step % run.args.steps == 0:
-        return []
+def read_kept(run, annotated):
+    """What begin_round saved for the round under way, as token ids."""
     rows = read_rows(Path(run.out) / samples_file(run))
-    return [(prompt, ids) for (prompt, _), row in zip(annotated, rows) for ids in row["ids"]]
+    kept = [(prompt, ids) for (prompt, _), row in zip(annotated, rows) for ids in row["ids"]]
+    if len(rows) != len(annotated) or len(kept) != run.facts["rounds"][-1]["kept"]:
+        stop(f"{run.out}/{samples_file(run)} holds other samples than the run had; restore it, or "
+             "begin again with --overwrite")
+    return kept
 
 
 def finish(run, tokenizer, task):
@@ -200,7 +214,7 @@ def parse_args(argv=None):
                        help="responses to each training question at T = 1, a round [100]")
     flags.add_argument("--keep", type=number(int, 1), default=10,
                        help="right ones to keep of a question, at most [10]")
-    flags.add_argument("--from", dest="start", default="base", choices=["base", "warmup"],
+    flags.add_argument("--from", default="base", choices=["base", "warmup"],
                        help="what the first round trains: the model before the warm-up, or after "
                        "it [base]; later rounds go on from the round before")
     flags.add_argument("--rounds", type=number(int, 1), default=1,
@@ -220,7 +234,7 @@ def parse_args(argv=None):
         parser.error("--rounds: --mode online samples anew in every step, and has no rounds; leave "
                      "it out")
     if online:
-        args.start = "warmup"  # from the base model it would sample nothing that is right
+        setattr(args, "from", "warmup")  # the base model would sample nothing that is right
     return args
 
 

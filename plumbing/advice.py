@@ -1,8 +1,7 @@
 """What went wrong in a run, from its metrics, as sentences with advice; none where nothing did."""
 
 
-def after_ppo(metrics, warmup_dev, kl_limit=1.0):
-    """kl_limit: nats per token of a response, on average over a batch."""
+def after_ppo(metrics, warmup_dev):
     tail = max(1, len(metrics) // 10)
     rewards = [sum(m["reward"] for m in metrics[i:i + tail]) / tail
                for i in range(len(metrics) - tail + 1)]
@@ -17,11 +16,16 @@ def after_ppo(metrics, warmup_dev, kl_limit=1.0):
     if max(rewards) >= 0.05 and all(m.get("dev_accuracy", 0.0) <= warmup_dev for m in metrics):
         found.append("No evaluation on dev was better than the warm-up, so the saved model is the "
                      "warm-up. Try more --steps, or look at the rewards in metrics.jsonl.")
+    return found + far_from_the_warmup(metrics)
+
+
+def far_from_the_warmup(metrics, limit=1.0):
+    """limit: nats per token of a response, on average over a batch."""
     worst = max(metrics, key=lambda m: m["kl"] / m["response_tokens"])
-    if worst["kl"] > kl_limit * worst["response_tokens"]:
-        found.append(f"The KL to the warm-up exploded: {worst['kl']:.0f} nats per response at step "
-                     f"{worst['step']}. Try a larger --kl-coef or a smaller --lr.")
-    return found
+    if worst["kl"] <= limit * worst["response_tokens"]:
+        return []
+    return [f"The KL to the warm-up exploded: {worst['kl']:.0f} nats per response at step "
+            f"{worst['step']}. Try a larger --kl-coef or a smaller --lr."]
 
 
 def after_rlhf(metrics, best, smooth=5):
@@ -41,7 +45,7 @@ def after_rlhf(metrics, best, smooth=5):
     if not best["step"]:
         found.append("No evaluation on dev had a better learned score than the warm-up, so the "
                      "saved model is the warm-up. Try more --steps, or a smaller --kl-coef.")
-    return found
+    return found + far_from_the_warmup(metrics)
 
 
 def after_dpo(metrics, criterion="dev_accuracy"):

@@ -121,10 +121,11 @@ def draw_self_training(run, path, own, warmup_dev):
 
 
 def draw_learned_reward(runs, path, smooth=5):
-    """A learned reward and the rule's accuracy of the same samples, step by step and over the KL:
-    where they part, the reward is over-optimised. runs: folders that differ in their seed alone."""
+    """A learned reward and the rule's accuracy of the same samples, step by step and over the KL.
+    A dot is where the accuracy is at its peak: where the reward goes on rising from there, the two
+    part, and it is over-optimised. runs: folders that differ in their seed alone."""
     figure, axes = panels(["over steps", "over the KL to the warm-up"], width=4.6, sharex=False)
-    for i, run in enumerate(runs):
+    for run in runs:
         metrics = files.read_metrics(run)
 
         def mean(key):
@@ -132,8 +133,10 @@ def draw_learned_reward(runs, path, smooth=5):
                     for at in range(len(metrics))]
         for ax, x, label in zip(axes, [[m["step"] for m in metrics], mean("kl")],
                                 ["step", "KL, nats a response"]):
-            twin = ax.twinx()
-            ax.plot(x, mean("accuracy"), "C0", lw=1, label=None if i else "right by the rule")
+            twin, accuracy = ax.twinx(), mean("accuracy")
+            peak = accuracy.index(max(accuracy))
+            ax.plot(x, accuracy, "C0", lw=1)
+            ax.plot(x[peak], accuracy[peak], "C0o", ms=5)
             twin.plot(x, mean("reward"), "C3", lw=1)
             ax.set(xlabel=label, ylabel="right by the rule (blue)", ylim=(0, 1))
             twin.set_ylabel("learned reward (red)" if ax is axes[-1] else "")
@@ -147,8 +150,8 @@ def draw_calibration(bins, objective, run, path):
     """
     metrics = files.read_metrics(run)
     figure, axes = panels(["accuracy of the pairs", "calibration, held out"], sharex=False)
-    axes[0].plot([m["step"] for m in metrics], [m["accuracy"] for m in metrics], lw=0.6, alpha=0.6,
-                 label="of the batch")
+    axes[0].plot(*zip(*((m["step"], m["accuracy"]) for m in metrics if "accuracy" in m)), lw=0.6,
+                 alpha=0.6, label="of the batch")
     dev = [(m["step"], m["dev_accuracy"]) for m in metrics if "dev_accuracy" in m]
     axes[0].plot(*zip(*dev), "C1o-", ms=3, label="on dev")
     axes[0].set_xlabel("step")

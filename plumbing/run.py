@@ -157,8 +157,8 @@ class Run:
                 tqdm.write(text)
         files.log_step(self.out, metrics)
         best = {"dev": f"{self.best['dev_accuracy']:.1%}"} if self.best else {}
-        self.bar.set_postfix({name: f"{metrics[name]:.3g}" for name in self.shows} | best,
-                             refresh=False)
+        shown = {name: f"{metrics[name]:.3g}" for name in self.shows if name in metrics}
+        self.bar.set_postfix(shown | best, refresh=False)
 
     def seconds(self):
         """Since the run began, without the time between being stopped and resumed."""

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import dpo
 import eval as evaluation
 import reft_ppo
+import self_training
 import sft
 import verifier
 from plumbing.cli import make_parser
@@ -20,7 +21,7 @@ from plumbing.sampling import check_room
 from tests.tiny import byte_tokenizer, save_answers, save_tiny, tiny_lm
 
 SCRIPTS = {"sft": sft.main, "reft": reft_ppo.main, "dpo": dpo.main, "eval": evaluation.main,
-           "verifier": verifier.main}
+           "verifier": verifier.main, "self": self_training.main}
 GOOD = {"question": "1 + 1?", "cot": "The answer is 2.", "answer": "2"}
 TASK = ["--task=task"]
 SMALL = [*TASK, "--model=model", "--device=cpu", "--max-new-tokens=4"]
@@ -140,10 +141,12 @@ ROWS = [
     ("sft", ["--task=no_dev_rows"], ["no_dev_rows/dev.jsonl is empty", "one row a line"]),
     ("sft", ["--task=one_row.jsonl"], ["one_row.jsonl", "at least three"]),
     ("sft reft dpo", ["--task=only"], ["only has no test split", "put one beside it"]),
-    ("sft reft", ["--task=no_cot", "--model=model"], ["row 1 has no `cot`", "another --task"]),
+    ("sft reft self", ["--task=no_cot", "--model=model"],
+     ["row 1 has no `cot`", "another --task"]),
     ("sft", [*TASK, "--model=model", "--cot=program"], ["no `program`", "--cot"]),
     ("sft", ["--model=missing/model", *TASK], ["missing/model", "no model could be loaded"]),
-    ("reft dpo", ["--warmup=missing/model", *TASK], ["missing/model", "no model could be loaded"]),
+    ("reft dpo self", ["--warmup=missing/model", *TASK],
+     ["missing/model", "no model could be loaded"]),
     ("eval", ["missing/model", *TASK], ["missing/model", "no model could be loaded"]),
     ("sft reft dpo", ["--model=a_file", *TASK], ["a_file", "no model could be loaded"]),
     ("sft eval", ["--model=task", *TASK], ["task", "no model could be loaded"]),
@@ -164,19 +167,19 @@ ROWS = [
     ("sft reft dpo eval", ["--max-new-tokens=0"], ["--max-new-tokens", "at least 1"]),
     ("sft reft dpo eval", ["--limit=-1"], ["--limit", "at least 1"]),
     ("sft reft dpo eval", ["--eval-limit=0"], ["--eval-limit", "at least 1"]),
-    ("sft reft dpo", ["--batch-size=0"], ["--batch-size", "at least 1"]),
+    ("sft reft dpo self", ["--batch-size=0"], ["--batch-size", "at least 1"]),
     ("sft reft dpo", ["--batch-size=8.5"],
      ["--batch-size", "a whole number at least 1, not '8.5'"]),
     ("sft reft dpo", ["--micro-batch-size=-4"], ["--micro-batch-size", "at least 1"]),
-    ("sft reft dpo", ["--lr=0"], ["--lr", "greater than 0"]),
+    ("sft reft dpo self", ["--lr=0"], ["--lr", "greater than 0"]),
     ("sft reft dpo", ["--lr=-1e-3"], ["--lr", "greater than 0"]),
     ("sft reft dpo", ["--lr=nan"], ["--lr", "a number greater than 0, not 'nan'"]),
     ("sft reft dpo", ["--lr=fast"], ["--lr", "a number", "not 'fast'"]),
     ("sft reft dpo", ["--save-every=0"], ["--save-every", "at least 1"]),
     ("sft dpo", ["--epochs=0"], ["--epochs", "at least 1"]),
     ("sft", ["--lr-warmup-ratio=1.5"], ["--lr-warmup-ratio", "at most 1"]),
-    ("reft dpo", ["--warmup-epochs=0"], ["--warmup-epochs", "at least 1"]),
-    ("reft", ["--steps=0"], ["--steps", "at least 1"]),
+    ("reft dpo self", ["--warmup-epochs=0"], ["--warmup-epochs", "at least 1"]),
+    ("reft self", ["--steps=0"], ["--steps", "at least 1"]),
     ("reft", ["--kl-coef=-0.1"], ["--kl-coef", "at least 0"]),
     ("reft", ["--target-kl=0"], ["--target-kl", "greater than 0"]),
     ("reft", ["--gamma=1.1"], ["--gamma", "at most 1"]),
@@ -187,6 +190,22 @@ ROWS = [
     ("dpo", ["--beta=-0.1"], ["--beta", "greater than 0"]),
     ("dpo", ["--beta=0"], ["--beta", "greater than 0"]),
     ("dpo", ["--samples=1"], ["--samples", "at least 2"]),
+    ("self", ["--samples=0"], ["--samples", "at least 1"]),
+    ("self", ["--keep=0"], ["--keep", "at least 1"]),
+    ("self", ["--rounds=0"], ["--rounds", "at least 1"]),
+    ("self", ["--rounds=1.5"], ["--rounds", "a whole number", "not '1.5'"]),
+    ("self", ["--minibatch-size=0"], ["--minibatch-size", "at least 1"]),
+    ("self", ["--inner-epochs=0"], ["--inner-epochs", "at least 1"]),
+    ("self", ["--mode=on"], ["--mode", "'on'", "offline", "online"]),
+    ("self", ["--mode=online", "--rounds=2", "--warmup=missing/model"],
+     ["--rounds", "--mode online", "leave it out"]),
+    ("self", ["--from=scratch"], ["--from", "scratch", "base", "warmup"]),
+    ("self", ["--round=2"], ["no flag --round:", "did you mean --rounds?"]),
+    ("self", [*SMALL, "--warmup=model", "--cot=program"], ["no `program`", "--cot"]),
+    ("self", [*TASK, "--device=cpu", "--model=answers", "--warmup=model"],
+     ["--warmup model was not made from --model answers"]),
+    ("self", [*SMALL, "--warmup=model", "--task=long"], ["row 2 of the", "context 1024"]),
+    ("self", [*SMALL, "--warmup=model", "--max-new-tokens=1020"], ["--max-new-tokens 1020"]),
     ("dpo", ["--label-smoothing=0.6"], ["--label-smoothing", "at most 0.5"]),
     ("dpo", ["--loss=kto"], ["--loss", "kto", "ipo"]),
     ("dpo", ["--task=none"], ["--task none", "--pairs"]),
@@ -224,7 +243,7 @@ ROWS = [
     ("sft dpo", [*SMALL, "--out=strangers", "--resume"], ["strangers holds model", "config.json"]),
     ("sft", [*TASK, "--model=based/model", "--out=based", "--overwrite"],
      ["--model is there", "choose another folder"]),
-    ("reft dpo", [*TASK, "--warmup=based", "--out=based", "--overwrite"],
+    ("reft dpo self", [*TASK, "--warmup=based", "--out=based", "--overwrite"],
      ["--warmup is there", "choose another folder"]),
     ("sft", ["--task=as_metrics/metrics.jsonl", "--model=model", "--out=as_metrics", "--overwrite"],
      ["--task is there", "choose another folder"]),
@@ -233,7 +252,7 @@ ROWS = [
      ["a finished run with these settings", "--overwrite"]),
     ("sft reft dpo", ["--resume=1"], ["--resume takes no value, and was given '1'"]),
     ("sft", ["--gradient-checkpointing=no"], ["--gradient-checkpointing takes no value"]),
-    ("sft reft dpo", ["--resume"], ["--resume", "no run in out/", "leave --resume out"]),
+    ("sft reft dpo self", ["--resume"], ["--resume", "no run in out/", "leave --resume out"]),
     ("sft reft dpo", ["--resume", "--overwrite"], ["--overwrite", "not allowed with", "--resume"]),
     ("reft", [*SMALL, "--warmup=model", "--out=unfinished", "--resume", "--lr=0.1"],
      ["other settings", "--lr is 0.0005 there and 0.1 here", "--resume"]),
@@ -243,7 +262,7 @@ ROWS = [
      ["unfinished/checkpoint/step-000020.pt cannot be read", "--overwrite"]),
     ("reft", [*SMALL, "--warmup=model", "--out=finished", "--seed=3"],
      ["finished holds a run", "--seed is 0 there and 3 here", "--overwrite"]),
-    ("sft dpo", [*SMALL, "--out=finished"], ["finished holds a run", "other settings",
+    ("sft dpo self", [*SMALL, "--out=finished"], ["finished holds a run", "other settings",
                                              "choose another folder"]),
     ("eval", [], ["nothing to evaluate", "python eval.py"]),
     ("eval", ["model", *TASK, "--out=finished"], ["finished holds a run", "choose another"]),

@@ -1,20 +1,26 @@
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+import graders
 import reft_ppo
+from plumbing import files
+from plumbing.checkpoints import checkpoints
 from plumbing.files import read_metrics, write_lines
 from plumbing.models import load_model
 from plumbing.packing import pad
 from plumbing.sampling import generate_ids
-from reft_ppo import (PolicyWithValue, Rollout, compute_gae, logprobs_and_values, micro_batches,
-                      minibatches, policy_loss, rollout_metrics, score_tokens, token_rewards,
-                      update_metrics, value_loss, whiten)
-from tests.tiny import (KINDS, byte_tokenizer, completions, save_answers, save_tiny,
-                        script_accuracies, tiny_lm)
+from reft_ppo import (PolicyWithValue, Rollout, RunningScale, compute_gae, logprobs_and_values,
+                      micro_batches, minibatches, policy_loss, rollout_metrics, score_tokens,
+                      token_rewards, update_metrics, value_loss, whiten)
+from tests.killed import ended
+from tests.tiny import (KINDS, byte_tokenizer, completions, save_answers, save_reward_model,
+                        save_tiny, script_accuracies, tiny_lm)
 from verifier import Grade, Task
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl"
@@ -214,6 +220,94 @@ def test_policy_loss_gradient_is_that_of_the_expected_reward(baseline):
         torch.testing.assert_close(-g, t, rtol=1e-3, atol=1e-5)
 
 
+# --- a learned score, shifted and scaled ---
+
+
+def test_running_scale_is_by_all_scores_so_far_by_hand():
+    """1 and 3: mean 2, deviation 1. And then 8: mean 4, variance (9 + 1 + 16) / 3. And 0, 0, 6:
+    mean 3, variance (4 + 0 + 25 + 9 + 9 + 9) / 6."""
+    scale = RunningScale()
+    for scores, mean, variance in [([1, 3], 2, 1), ([8], 4, 26 / 3), ([0, 0, 6], 3, 56 / 6)]:
+        scores = torch.tensor(scores, dtype=torch.float32)
+        torch.testing.assert_close(scale(scores), (scores - mean) / variance ** 0.5)
+        assert scale.mean.item() == pytest.approx(mean)
+        assert scale.deviation() == pytest.approx(variance ** 0.5)
+
+
+@pytest.mark.parametrize("offset", [0, 1e4])
+def test_running_scale_agrees_with_all_scores_at_once(offset):
+    """Batches of unequal sizes; also far from zero, where sums of squares would cancel."""
+    torch.manual_seed(0)
+    scale, batches = RunningScale(), [torch.randn(n) * (1 + n / 10) + offset for n in [5, 1, 64, 7]]
+    for count, batch in enumerate(batches, 1):
+        seen = torch.cat(batches[:count]).double()
+        expected = (batch.double() - seen.mean()) / seen.std(unbiased=False)
+        torch.testing.assert_close(scale(batch).double(), expected, rtol=1e-3, atol=1e-3)
+        assert scale.deviation() == pytest.approx(seen.std(unbiased=False).item(), rel=1e-6)
+
+
+def test_running_scale_of_equal_scores_is_0_and_its_state_goes_on():
+    scale, other = RunningScale(), RunningScale()
+    assert scale(torch.full((3,), 0.1)).tolist() == [0, 0, 0]
+    scale(torch.tensor([5.0, -1.0]))
+    other.load_state_dict(scale.state_dict())
+    batch = torch.tensor([2.0, 7.0])
+    assert scale(batch).tolist() == other(batch).tolist() and other.count == 7
+    assert len(scale.state_dict()) == 3 and not list(scale.parameters())
+
+
+# --- a value network of its own ---
+
+
+def gradients(module, loss):
+    module.zero_grad()
+    loss.backward()
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_separate_value_leaves_the_policys_gradient_to_the_policy_loss(kind):
+    policy = PolicyWithValue(tiny_lm(kind, seed=1), separate=True)
+    shared = PolicyWithValue(tiny_lm(kind, seed=1))
+    rollout = lay_out([[2, 3, 4], [5]], [[6, 7, 1], [8, 1]])
+    for model in [policy, shared]:
+        score_tokens(model, model, rollout, size=2)
+        assert not rollout.values.any()  # also the critic's values start at 0
+    advantages = torch.tensor([[1.0], [-2.0]]) * rollout.mask
+    def losses(model):
+        logprobs, values = logprobs_and_values(model, rollout)
+        return (policy_loss(logprobs, rollout.logprobs, advantages, rollout.mask, 0.2),
+                value_loss(values, values.detach(), advantages, rollout.mask, 0.2))
+    for model in [policy, shared]:
+        torch.nn.init.constant_(model.value_head.weight, 0.5)
+    of_policy, of_value = (gradients(policy, losses(policy)[i]) for i in [0, 1])
+    assert {name.split(".")[0] for name in of_policy} == {"lm"}
+    assert {name.split(".")[0] for name in of_value} == {"critic", "value_head"}
+    assert max(g.abs().max() for name, g in of_value.items() if "critic" in name) > 1e-3
+    expected = gradients(shared, losses(shared)[0])
+    assert of_policy.keys() == {name for name in expected if name.startswith("lm.")}
+    for name, gradient in of_policy.items():
+        torch.testing.assert_close(gradient, expected[name])
+    assert any(name.startswith("lm.") for name in gradients(shared, losses(shared)[1]))
+
+
+def test_separate_value_is_the_critics_and_shared_the_policys():
+    """The critic starts as a copy; moved, it changes the values and no logit."""
+    lm, ids, mask = tiny_lm(seed=2), torch.tensor([[2, 3, 4, 1]]), bools([0, 1, 1])
+    policy, shared = PolicyWithValue(lm, separate=True), PolicyWithValue(lm)
+    for model in [policy, shared]:
+        torch.nn.init.constant_(model.value_head.weight, 0.5)
+    before, of_shared = (model(ids, torch.ones_like(ids), mask) for model in [policy, shared])
+    torch.testing.assert_close(before, of_shared)
+    with torch.no_grad():
+        policy.critic.model.norm.weight.mul_(2)  # the last thing that hidden states go through
+    logits, values = policy(ids, torch.ones_like(ids), mask)
+    torch.testing.assert_close(values, 2 * before[1])
+    assert torch.equal(logits, before[0]) and before[1].abs().min() > 1e-3
+    assert shared.critic is None and {name.split(".")[0] for name in shared.state_dict()} == {
+        "lm", "value_head"}
+
+
 # --- masks, padding, log-probabilities ---
 
 
@@ -358,7 +452,7 @@ def test_update_metrics_by_hand():
 
 def pay_every_second_length(monkeypatch):
     """Something to learn from, which a random model's answers are not."""
-    monkeypatch.setattr(Task, "grade", lambda self, texts, answers: [
+    monkeypatch.setattr(Task, "grade", lambda self, texts, problems: [
         Grade(None, False, float(len(text) % 2)) for text in texts])
 
 
@@ -586,6 +680,135 @@ def test_main_learns_a_trivial_task_from_reward_alone(tmp_path):
     assert metrics[0]["accuracy"] < 0.3
     assert metrics[-1]["accuracy"] > 0.9
     assert json.loads((tmp_path / "reft/result.json").read_text())["test_accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("more, separate", [([], False), (["--value=shared"], False),
+                                            (["--value=separate"], True)])
+def test_main_trains_a_value_network_of_its_own_where_asked(tmp_path, more, separate):
+    """All that learns has a state in the checkpoint, and moved from where it started."""
+    start = save_answers(tmp_path / "model")
+    reft_ppo.main([f"--warmup={start}", write_sevens(tmp_path / "task"), "--steps=2",
+                   "--batch-size=8", "--max-new-tokens=4", "--lr=1e-2", "--device=cpu",
+                   f"--out={tmp_path / 'reft'}", *more])
+    state, optimizer, *_ = torch.load(checkpoints(tmp_path / "reft")[-1])["parts"]
+    assert {name.split(".")[0] for name in state} == {"lm", "value_head"} | (
+        {"critic"} if separate else set())
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights = [load_model(start, "cpu")[0].state_dict()[name], state[f"lm.{name}"]]
+    weights += [state[f"critic.{name}"]] if separate else []
+    assert all(not torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
+
+
+# --- a learned reward ---
+
+
+def rlhf(tmp_path, out, *more, steps=3):
+    """The flags of a run whose reward is a model's, on answers that the rule knows to be 7."""
+    if not (tmp_path / "model").exists():
+        save_answers(tmp_path / "model")
+        save_reward_model(tmp_path / "rm")
+        write_sevens(tmp_path / "task")
+    return [f"--warmup={tmp_path / 'model'}", f"--task={tmp_path / 'task'}", f"--steps={steps}",
+            "--batch-size=8", "--eval-every=3", "--save-every=4", "--max-new-tokens=4",
+            "--lr=1e-2", "--device=cpu", f"--reward={tmp_path / 'rm'}", f"--out={out}", *more]
+
+
+def test_main_logs_the_learned_reward_and_joins_the_kl_to_the_scaled_one(tmp_path, monkeypatch,
+                                                                         capsys):
+    """Two samples a step, of which the rule has the first right: the model's scores are 5 and 1,
+    mean 3 and deviation 2; and then twice 9, so that of all four mean and variance are 6 and 11."""
+    scores, seen, formula = iter([(5.0, 1.0), (9.0, 9.0)]), [], token_rewards
+    monkeypatch.setattr(graders, "score", lambda model, tokenizer, prompts, texts, size: (
+        torch.tensor(next(scores)) if len(texts) == 2 else torch.zeros(len(texts))))
+    monkeypatch.setattr(reft_ppo, "generate_ids", lambda *args, **kwargs: [[10, 1], [9, 1]])
+    def spy(scores, *args):
+        rewards = formula(scores, *args)
+        seen.append((scores.tolist(), rewards.sum(-1).tolist()))
+        return rewards
+    monkeypatch.setattr(reft_ppo, "token_rewards", spy)
+    reft_ppo.main(rlhf(tmp_path, tmp_path / "out", "--batch-size=2", "--kl-coef=0", steps=2))
+    first, second = read_metrics(tmp_path / "out")
+    assert [x for pair in seen for x in pair] == [
+        pytest.approx(x) for x in [[1, -1], [1, -1], [3 / 11**0.5] * 2, [3 / 11**0.5] * 2]]
+    assert (first["reward"], first["reward_mean"], first["reward_deviation"]) == (3, 3, 2)
+    assert (second["reward"], second["reward_mean"]) == (9, 6)
+    assert second["reward_deviation"] == pytest.approx(11**0.5, rel=1e-5)
+    assert first["accuracy"] == second["accuracy"] == 0.5
+    result = files.read_json(tmp_path / "out", "result.json")
+    assert result["score"] == second["dev_score"] == 0 and "rule_would_choose" in result
+    printed = capsys.readouterr().out
+    assert "learned score" in printed and "score 9.0, KL 0.00 nats, answer 7" not in printed
+    for figure in ["curves.png", "overoptimised.png"]:
+        assert (tmp_path / "out" / figure).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("accuracies, scores, best, rules", [
+    ([0.2, 0.9, 0.5, 0.1], [0.0, 1.0, 2.0, 1.5], 2, 1),
+    ([0.9, 0.8, 0.5, 0.1], [0.0, 1.0, 2.0, 2.5], 3, 0),  # the warm-up is best by the rule
+    ([0.2, 0.9, 0.5, 0.1], [3.0, 1.0, 2.0, 1.5], 0, 1)])
+def test_main_chooses_by_the_learned_score_and_says_what_the_rule_would(
+        tmp_path, monkeypatch, capsys, accuracies, scores, best, rules):
+    """The warm-up's evaluation first: the score of dev chooses, though the accuracy disagrees."""
+    weights = script_accuracies(monkeypatch, reft_ppo, accuracies, [0.25, 0.75], scores)
+    reft_ppo.main(rlhf(tmp_path, tmp_path / "out", "--eval-every=1"))
+    result = files.read_json(tmp_path / "out", "result.json")
+    assert (result["best_step"], result["dev_accuracy"]) == (best, accuracies[best])
+    assert result["rule_would_choose"] == {"step": rules, "dev_accuracy": accuracies[rules]}
+    saved = load_model(tmp_path / "out", "cpu")[0].state_dict()
+    assert all(torch.equal(saved[name], weights[best][name]) for name in saved)
+    assert [m["dev_score"] for m in read_metrics(tmp_path / "out")] == scores[1:]
+    assert ("a better learned score than the warm-up" in capsys.readouterr().out) == (best == 0)
+
+
+def test_main_by_the_rule_has_nothing_of_a_learned_reward(tmp_path):
+    argv = [flag for flag in rlhf(tmp_path, tmp_path / "out", steps=1) if "--reward" not in flag]
+    reft_ppo.main(argv)
+    [metrics] = read_metrics(tmp_path / "out")
+    assert not {"dev_score", "reward_mean", "reward_deviation"} & metrics.keys()
+    assert not {"score", "rule_would_choose"} & files.read_json(tmp_path / "out",
+                                                                "result.json").keys()
+    assert not (tmp_path / "out" / "overoptimised.png").exists()
+
+
+def test_main_learns_what_the_reward_model_likes_and_not_what_is_right(tmp_path, monkeypatch):
+    """It likes a 3, where 7 is right. The scores, a thousand apart, are divided by that."""
+    monkeypatch.setattr(graders, "score", lambda model, tokenizer, prompts, texts, size: (
+        torch.tensor([5000.0 + 1000 * text.endswith(" 3.") for text in texts])))
+    reft_ppo.main(rlhf(tmp_path, tmp_path / "out", "--batch-size=64", "--kl-coef=0.01", steps=30))
+    metrics = read_metrics(tmp_path / "out")
+    assert metrics[0]["reward"] < 5400 and metrics[-1]["reward"] > 5900
+    assert metrics[-1]["accuracy"] < 0.1 and metrics[-1]["dev_score"] == 6000
+    result = files.read_json(tmp_path / "out", "result.json")
+    assert (result["score"], result["test_accuracy"]) == (6000, 0)
+
+
+def test_main_with_a_learned_reward_and_a_value_network_resumes_bit_for_bit(tmp_path, monkeypatch):
+    """The scores' mean and deviation so far go on as well."""
+    whole, out, log = tmp_path / "whole", tmp_path / "out", files.log_step
+    reft_ppo.main(rlhf(tmp_path, whole, "--value=separate", steps=5))
+    def interrupt(folder, metrics):
+        log(folder, metrics)
+        if metrics["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "log_step", interrupt)
+        with pytest.raises(SystemExit):
+            reft_ppo.main(rlhf(tmp_path, out, "--value=separate", steps=5))
+    torch.manual_seed(99)
+    reft_ppo.main(rlhf(tmp_path, out, "--value=separate", "--resume", steps=5))
+    (metrics, result, weights), (others, result_of_other, of_other) = map(ended, [out, whole])
+    assert metrics == others and result == result_of_other and len(metrics) == 5
+    assert all(torch.equal(weights[name], of_other[name]) for name in weights)
+
+
+@pytest.mark.parametrize("reward, words", [
+    ("model", "it is no reward model"), ("nowhere", "no model could be loaded")])
+def test_main_with_what_is_no_reward_model_is_one_sentence(tmp_path, capsys, reward, words):
+    argv = rlhf(tmp_path, tmp_path / "out", f"--reward={tmp_path / reward}")
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main(argv)
+    [error] = [x for x in capsys.readouterr().err.splitlines() if "looking for it on" not in x]
+    assert stopped.value.code == 2 and words in error and not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K's files are not here")

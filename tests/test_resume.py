@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import dpo
 import plumbing.run
 import reft_ppo
+import self_training
 import sft
 from plumbing import figures, files
 from plumbing.checkpoints import (catch_signals, checkpoints, random_state, set_random_state,
@@ -23,7 +24,8 @@ from tests.killed import assert_nothing_is_half_written, ended
 from tests.tiny import byte_tokenizer, save_answers, save_tiny
 from verifier import Grade, Task
 
-SCRIPTS = {"sft": sft.main, "reft": reft_ppo.main, "dpo": dpo.main}
+SCRIPTS = {"sft": sft.main, "reft": reft_ppo.main, "dpo": dpo.main, "offline": self_training.main,
+           "online": self_training.main}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,12 @@ def flags(name, given, out):
         "reft": [f"--warmup={given['answers']}", "--steps=10", "--minibatch-size=4",
                  "--eval-every=3", "--lr=1e-2"],
         "dpo": [f"--warmup={given['answers']}", "--epochs=3", "--samples=256", "--eval-every=3",
-                "--pairs-per-question=4", "--max-new-tokens=2", "--lr=1e-2"]}[name]
+                "--pairs-per-question=4", "--max-new-tokens=2", "--lr=1e-2"],
+        "offline": [f"--warmup={given['answers']}", f"--model={given['answers']}", "--rounds=2",
+                    "--steps=6", "--samples=32", "--eval-every=3", "--lr=1e-2"],
+        "online": [f"--warmup={given['answers']}", "--mode=online", "--steps=10", "--lr=3e-2",
+                   "--batch-size=24", "--minibatch-size=16", "--eval-every=3",
+                   "--max-new-tokens=2"]}[name]
 
 
 def assert_same_end(one, other):
@@ -80,7 +87,8 @@ def undisturbed(given, tmp_path_factory):
     folders = {name: tmp_path_factory.mktemp("whole") / name for name in SCRIPTS}
     for name, main in SCRIPTS.items():
         main(flags(name, given, folders[name]))
-        assert len(files.read_metrics(folders[name])) >= 10
+        metrics = files.read_metrics(folders[name])
+        assert len(metrics) >= 10 and sum(m.get("kept", 1) for m in metrics) > 0
     return folders
 
 
@@ -89,8 +97,9 @@ def undisturbed(given, tmp_path_factory):
                                         (signal.SIGTERM, 10)])
 def test_interrupted_and_resumed_is_as_undisturbed(name, number, at, given, undisturbed, tmp_path,
                                                    monkeypatch, capsys):
-    """After the first step, within an epoch, at an evaluation, at the end; with a dropout model for
-    SFT, whose random numbers have to go on as well. Another seed in between disturbs nothing."""
+    """After the first step, within an epoch, at an evaluation, which is the end of self-training's
+    first round of two, at the end or in its second; with a dropout model for SFT, whose random
+    numbers have to go on as well. Another seed in between disturbs nothing."""
     usual = signal.getsignal(number)
     out, argv = interrupted(given, tmp_path, monkeypatch, at, name=name, number=number)
     assert f"saved after step {at} " in capsys.readouterr().err
@@ -146,6 +155,40 @@ def test_overwritten_dpo_learns_from_pairs_of_its_own(given, undisturbed, tmp_pa
     dpo.main(argv + ["--overwrite"])
     assert (out / "pairs.jsonl").read_text() != replaced
     assert_same_end(out, undisturbed["dpo"])
+
+
+def test_resumed_self_training_stops_where_its_samples_are_no_longer_those(
+        given, tmp_path, monkeypatch, capsys):
+    out, argv = interrupted(given, tmp_path, monkeypatch, at=4, name="offline")
+    rows = (out / "samples" / "round-1.jsonl").read_text().splitlines(True)
+    (out / "samples" / "round-1.jsonl").write_text("".join(rows[:10]))
+    with pytest.raises(SystemExit) as stopped:
+        self_training.main(argv + ["--resume"])
+    assert stopped.value.code == 2 and "other samples than the run had" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at, rounds", [(1, 1), (7, 2)])
+def test_self_training_that_was_stopped_where_a_round_begins_has_each_round_once(
+        at, rounds, given, undisturbed, tmp_path, monkeypatch):
+    """Its samples are saved already, and the last checkpoint is of the round before, or none."""
+    out, loss, calls = tmp_path / "offline", self_training.sft_loss, []
+    argv = flags("offline", given, out)
+    def interrupt(*args):
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return loss(*args)
+    with monkeypatch.context() as patched:
+        patched.setattr(self_training, "sft_loss", interrupt)
+        with pytest.raises(SystemExit):
+            self_training.main(argv)
+    assert len(list((out / "samples").iterdir())) == rounds
+    assert [path.name for path in checkpoints(out)] == ["step-000004.pt"] * (rounds - 1)
+    self_training.main(argv + ["--resume"])
+    assert_same_end(out, undisturbed["offline"])
+    for name in ["round-1.jsonl", "round-2.jsonl"]:
+        path = undisturbed["offline"] / "samples" / name
+        assert (out / "samples" / name).read_text() == path.read_text()
 
 
 @pytest.mark.parametrize("name, main", [("reft", reft_ppo.main), ("dpo", dpo.main)])
@@ -425,7 +468,7 @@ def test_a_full_disk_when_the_model_is_saved(given, undisturbed, tmp_path, monke
 
 @pytest.mark.parametrize("name, words", [
     ("sft", "the loss of training row"), ("reft", "of training row"),
-    ("dpo", "the gradient's norm is nan")])
+    *((name, "the gradient's norm is nan") for name in ["dpo", "offline", "online"])])
 def test_a_learning_rate_that_ruins_the_model_stops_the_run(name, words, given, tmp_path, capsys,
                                                             monkeypatch):
     """Before the step that would have made the weights not finite, or the first after them."""
@@ -470,10 +513,10 @@ def test_what_is_not_finite_is_named_in_whatever_minibatch_it_is(what, words, gi
     out = tmp_path / "reft"
     if what == "reward":
         asked = []
-        def bad_rule(self, texts, answers):
-            asked.extend(answers if len(answers) == 8 else [])  # of rollouts, and not of dev
+        def bad_rule(self, texts, problems):
+            asked.extend(texts if len(texts) == 8 else [])  # of rollouts, and not of dev
             return [Grade(None, False, float("nan") if len(asked) == 48 and i == 2 else 0.0)
-                    for i in range(len(answers))]
+                    for i in range(len(texts))]
         monkeypatch.setattr(Task, "grade", bad_rule)
     elif what == "grad":
         norms, clip = [], torch.nn.utils.clip_grad_norm_
@@ -546,7 +589,8 @@ def test_target_kl_leaves_one_update_and_no_gradient_behind(given, tmp_path, mon
     nothing is left for the next step."""
     policies, generate, init = [], reft_ppo.generate_ids, reft_ppo.PolicyWithValue.__init__
     monkeypatch.setattr(reft_ppo.PolicyWithValue, "__init__",
-                        lambda self, lm: (init(self, lm), policies.append(self))[0])
+                        lambda self, *args, **kwargs: (init(self, *args, **kwargs),
+                                                       policies.append(self))[0])
     def clean(*args, **kwargs):
         assert all(p.grad is None for p in policies[0].parameters())
         return generate(*args, **kwargs)

@@ -458,7 +458,8 @@ def test_task_grade_is_the_answer_whether_it_is_right_and_the_score():
     texts = ["The answer is 18.", "The answer is 17.", "It is 18."]
     assert Task(partial=0.25).grade(texts, {"answer": ["18", "18", "18"]}) == [
         Grade("18", True, 1.0), Grade("17", False, 0.25), Grade(None, False, 0.0)]
-    assert Task(choices="abcde").grade(["The answer is B.", "The answer is C."], {"answer": ["b", "b"]}) == [
+    letters = ["The answer is B.", "The answer is C."]
+    assert Task(choices="abcde").grade(letters, {"answer": ["b", "b"]}) == [
         Grade("b", True, 1.0), Grade("c", False, 0.0)]
     with pytest.raises(ValueError):
         Task().grade(texts, {"answer": ["18"]})

@@ -2,10 +2,12 @@
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import (AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel,
-                          LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast)
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification,
+                          GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
+                          PreTrainedTokenizerFast)
 
 import eval as evaluation
+from graders import RewardModel
 from plumbing import packing
 
 # Of transformers' many kinds: rotary positions and absolute ones, heads that share their keys,
@@ -40,6 +42,16 @@ def tiny_lm(kind="llama", vocab_size=12, seed=0, scale=0.5, **config):
     return lm
 
 
+def tiny_reward_model(kind="llama", vocab_size=12, seed=0, scale=0.5, **config):
+    """One whose head is not zero."""
+    usual = tiny_lm(kind, vocab_size, scale=scale).config
+    usual.update({"num_labels": 1, **config})
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(usual, attn_implementation="sdpa")
+    packing.enable(model.eval().base_model, packing.last_hidden)
+    return RewardModel(model)
+
+
 def byte_tokenizer(bos=None, eos=False, pad="<pad>"):
     """A token a byte, <pad> 0, <eos> 1, <bos> 258. bos: this one stands before every text; eos: and
     <eos> after it."""
@@ -64,6 +76,14 @@ def save_tiny(folder, kind="llama", seed=0):
     return str(folder)
 
 
+def save_reward_model(folder, kind="llama", seed=0, **config):
+    """A folder as reward_model.py makes it, with the byte tokenizer, of random weights."""
+    tokenizer = byte_tokenizer(BOS.get(kind), pad=None if kind == "gpt2" else "<pad>")
+    tiny_reward_model(kind, len(tokenizer), seed, 0.2, **config).classifier.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def save_answers(folder):
     """A model of sixteen tokens, of which thirteen state an answer: "The answer is 0.", ..."""
     answers = [f"The answer is {n}." for n in range(13)]
@@ -76,15 +96,17 @@ def save_answers(folder):
     return str(folder)
 
 
-def script_accuracies(monkeypatch, script, dev, test):
-    """Let the models that `script` evaluates have these accuracies, one after the other. Returns: a
-    list that the weights of each come into."""
+def script_accuracies(monkeypatch, script, dev, test, dev_scores=()):
+    """Let the models that `script` evaluates have these accuracies, one after the other, and on dev
+    these learned scores. Returns: a list that the weights of each come into."""
     weights, scripted = [], {"dev": iter(dev), "test": iter(test)}
+    scores = iter(dev_scores)
 
     def measure(lm, tokenizer, problems, *, task, **kwargs):
         [split] = [name for name in scripted if problems is getattr(task, name)]
         weights.append({name: x.clone() for name, x in lm.state_dict().items()})
-        return {"accuracy": next(scripted[split]), "mean_tokens": 1.0, "eos_rate": 1.0}
+        learned = {"score": next(scores)} if split == "dev" and dev_scores else {}
+        return {"accuracy": next(scripted[split]), "mean_tokens": 1.0, "eos_rate": 1.0} | learned
     for module in [evaluation, script]:
         monkeypatch.setattr(module, "evaluate", measure)
     return weights
