@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from graders import add_scores, load_reward_model
+from graders import add_scores, check_context, load_reward_model
 from plumbing import figures, files
 from plumbing.checkpoints import guarded
 from plumbing.cli import make_parser, number, stop, text
@@ -203,7 +203,7 @@ def check(folders, args):
         prompts = {args.split: task.prompts(problems)}
         check_room(model, tokenizer, prompts, flags["max_new_tokens"])
         if judge:
-            check_room(judge[0].classifier, judge[1], prompts, flags["max_new_tokens"])
+            check_context(*judge, prompts, flags["max_new_tokens"])
     return found
 
 

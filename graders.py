@@ -11,9 +11,10 @@ from typing import Callable
 import torch
 from torch import nn
 
+from plumbing.cli import stop
 from plumbing.models import load_model
 from plumbing.packing import last_hidden, pad
-from plumbing.sampling import check_room, encode_prompts
+from plumbing.sampling import context_of, encode_prompts
 from verifier import Grade, Task
 
 
@@ -77,6 +78,18 @@ def add_scores(source, responses, n, args):
         response |= {"learned": learned, "weight": weight}
 
 
+def check_context(model, tokenizer, prompts, max_new_tokens):
+    """Stop where a response and its EOS would not fit the reward model's context behind the longest
+    of the prompts, {split: texts}."""
+    every = [prompt for texts in prompts.values() for prompt in texts]
+    longest = max(map(len, encode_prompts(tokenizer, every)))
+    context = context_of(model.classifier)
+    if longest + max_new_tokens + 1 > context:
+        stop(f"the reward model: the longest prompt, {longest} tokens, leaves room for "
+             f"{max(0, context - longest - 1)} in the model's context of {context}, fewer than "
+             f"--max-new-tokens {max_new_tokens}: give at most that, or choose another")
+
+
 @dataclass(frozen=True)
 class LearnedTask(Task):
     """A task whose responses are scored by a reward model. The rule still says which are right: to
@@ -95,6 +108,6 @@ def with_reward(task, source, args):
     if source is None:
         return task
     model, tokenizer = load_reward_model(source, args.device, args.dtype)
-    check_room(model.classifier, tokenizer, task.all_prompts(), args.max_new_tokens)
+    check_context(model, tokenizer, task.all_prompts(), args.max_new_tokens)
     return LearnedTask(**vars(task), scorer=lambda prompts, responses: score(
         model, tokenizer, prompts, responses, args.micro_batch_size))

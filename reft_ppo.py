@@ -356,7 +356,8 @@ def not_finite(policy, rollout, scores, asked, minibatch, size):
 def finish(run, tokenizer, task, reference):
     args = run.args
     beside = Path(args.out).parent
-    by_rule = max(files.read_metrics(run.out), key=lambda m: m.get("dev_accuracy", -1))
+    by_rule = max([{"step": 0} | run.first, *files.read_metrics(run.out)],
+                  key=lambda m: m.get("dev_accuracy", -1))
 
     def draw(result):
         draw_curves([(run.name, [run.out])], f"{run.out}/curves.png", own=task.own_metrics([]),

@@ -89,8 +89,10 @@ def pair_lists(pairs):
 
 
 def lists_of_pairs(args):
-    """The pairs of --pairs, as lists of two; some held out for dev and test."""
-    return [pair_lists(part) for part in hold_out(load_pairs(args.pairs)[:args.limit])]
+    """The pairs of --pairs, as lists of two, but for those whose sides are equal; some held out for
+    dev and test."""
+    pairs = [p for p in load_pairs(args.pairs)[:args.limit] if p["chosen"] != p["rejected"]]
+    return [pair_lists(part) for part in hold_out(pairs)]
 
 
 def lists_of_a_task(args, run):
@@ -116,17 +118,16 @@ def lists_of_a_task(args, run):
 
 def encode_lists(tokenizer, parts, max_length):
     """Each list with `examples`, its responses as (prompt ids, response ids). Left out are those
-    with one longer than max_length tokens, and pairs of equal sides. Stops where nothing is left to
-    learn from or to measure on."""
+    with one longer than max_length tokens. Stops where nothing is left to learn from or to measure
+    on."""
     encoded = []
     for name, lists in zip(["train", "dev", "test"], parts):
         lists = [x | {"examples": encode_responses(tokenizer, [x["prompt"]] * len(x["responses"]),
                                                    x["responses"])} for x in lists]
-        kept = [x for x in lists if len(set(x["responses"])) == len(x["responses"])
-                and max(len(p) + len(r) for p, r in x["examples"]) <= max_length]
+        kept = [x for x in lists if max(len(p) + len(r) for p, r in x["examples"]) <= max_length]
         if len(kept) < len(lists):
-            print(f"{name}: {len(lists) - len(kept):,} of {len(lists):,} comparisons are left out: "
-                  f"both sides are the same, or have more than {max_length} tokens")
+            print(f"{name}: {len(lists) - len(kept):,} of {len(lists):,} comparisons are left out, "
+                  f"as a response has more than {max_length} tokens")
         if not any(1 in x["grades"] and min(x["grades"]) < 1 for x in kept):
             stop(f"{name}: no question has both a right response and a wrong one, so there is "
                  "nothing to compare. Try more --samples, more or fewer --warmup-epochs (with an "

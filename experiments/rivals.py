@@ -14,7 +14,6 @@ TRAINED = {  # folder: (what it is, flags of self_training.py, minutes in words)
     "online": ("online self-training", ("--mode=online",), 5.0)}
 RUNS = {"warmup": "warm-up", "sft": "SFT", **{name: row[0] for name, row in TRAINED.items()},
         "reft": "ReFT"}
-JUDGE = ("--objective=binary", "--samples=32", "--epochs=10")
 # Tables 1 and 3 of ReFT's paper: CodeLLAMA-7B, GSM8K, programs; greedy, vote@100, rerank@100
 PAPER = {"sft": (63.7, 68.0, 77.0), "offline": (68.0, None, None), "online": (67.9, None, None),
          "reft": (75.3, 78.0, 81.2)}
@@ -28,7 +27,8 @@ def rivals_of(cot, seed):
     runs = [job for job in others if not job.folder.endswith("/dpo")]
     runs += [Job("self_training.py", f"{cot}/{seed}/{name}", (*flags, *more), minutes)
              for name, (_, more, minutes) in TRAINED.items()]
-    runs.append(Job("reward_model.py", f"{cot}/{seed}/judge", (*flags, *JUDGE), 6.0))
+    runs.append(Job("reward_model.py", f"{cot}/{seed}/judge", (
+        *flags, "--objective=binary"), 4.0))
     compared = Job("eval.py", f"rivals/{cot}-{seed}", (
         *(f"ROOT/{cot}/{seed}/{name}" for name in RUNS), f"--rerank=ROOT/{cot}/{seed}/judge"), 8.0)
     return [warmup, runs, [compared]]
@@ -51,7 +51,7 @@ def collect(root, seeds):
                 **{key: {k: [m[key][k] for m in found] for k in found[0][key]}
                    for key in ["maj_at", "rerank_at", "weighted_at", "pass_at"]},
                 **{key: statistics.mean(m["cost"][key] for m in found)
-                   for key in ["samples", "tokens", "seconds"]},
+                   for key in ["samples", "tokens"]},
                 "careful": statistics.mean(m["careful"] for m in found)}
     return {"rows": rows, "bands": bands}
 
@@ -62,12 +62,17 @@ def tables(results):
     for cot in ["nl", "program"]:
         made[cot] = table(
             ["", "greedy", "vote@32", "rerank@32", "weighted vote@32", "pass@32", "careful",
-             "sampled", "tokens trained", "time"],
+             "sampled", "tokens trained"],
             [[title, mean_and_spread(row["accuracy"]),
               *(mean_and_spread(row[f"{key}_at"][k])
                 for key in ["maj", "rerank", "weighted", "pass"]), f"{row['careful']:.0%}",
-              f"{row['samples']:,.0f}", f"{row['tokens'] / 1e6:.1f} M", f"{row['seconds']:.0f} s"]
+              f"{row['samples']:,.0f}", f"{row['tokens'] / 1e6:.1f} M"]
              for name, title in RUNS.items() for row in [rows[f"{cot} {name}"]]])
+    made["short"] = table(
+        ["", "greedy", "vote of 32", "weighted vote", "sampled in training"],
+        [[title, *(mean_and_spread(x) for x in (
+            row["accuracy"], row["maj_at"][k], row["weighted_at"][k])), f"{row['samples']:,.0f}"]
+         for name, title in RUNS.items() for row in [rows[f"nl {name}"]]])
     made["paper"] = table(
         ["", "paper: greedy", "vote@100", "rerank@100", "here, programs: greedy", "vote@32",
          "rerank@32"],

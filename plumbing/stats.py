@@ -144,4 +144,6 @@ def calibration(probabilities, outcomes, bins=10):
 
 def correlation(x, y):
     """Pearson's; 0 where one of the two does not vary."""
+    if len(x) < 2:
+        return 0.0
     return torch.corrcoef(torch.stack([x, y]).float())[0, 1].nan_to_num().item()

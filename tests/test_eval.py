@@ -4,13 +4,19 @@ import re
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 import eval as evaluation  # the module, to replace a function in it; never a bare `import eval`
-from eval import evaluate, main, respond, response_kl, reward_and_kl
+from eval import dev_metrics, evaluate, main, respond, response_kl, reward_and_kl
+from graders import LearnedTask
+from plumbing.cli import HOME, make_parser
 from plumbing.files import log_step, write_json, write_lines
 from plumbing.models import load_model
-from tests.tiny import byte_tokenizer, completions, save_answers, save_tiny, tiny_lm
+from tests.tiny import (byte_tokenizer, completions, save_answers, save_reward_model, save_tiny,
+                        tiny_lm)
 from verifier import Task, load_problems
+
+BASE = str(HOME / "data" / "base_model")
 
 
 def test_evaluate_counts_by_hand(monkeypatch):
@@ -100,6 +106,28 @@ def test_reward_and_kl_of_samples(tmp_path):
     assert 0.1 < point["dev_reward"] < 0.2 and 0 < point["dev_reward_error"] < 0.03
 
 
+def test_dev_metrics_of_a_learned_task_have_the_score_beside_the_rules(tmp_path):
+    """The learned score is what chooses; the frontier's dev_reward is the rule's all the same."""
+    lm, tokenizer = load_model(save_answers(tmp_path / "m"), "cpu")
+    texts = []
+    def scorer(prompts, responses):
+        texts.append(responses)
+        return torch.arange(len(responses)) * 10.0
+    columns = {"dev": {"question": list("abcde"), "answer": ["7"] * 5}, "partial": 0.3}
+    args = make_parser("", out="out").parse_args(["--max-new-tokens=4"])
+    ruled, learned = Task(**columns), LearnedTask(**columns, scorer=scorer)
+    assert dev_metrics(lm, tokenizer, ruled, args) == {"dev_accuracy": 0.0}
+    assert dev_metrics(lm, tokenizer, learned, args) == {"dev_accuracy": 0.0, "dev_score": 20.0}
+    args.eval_samples = 40
+    other = tiny_lm(vocab_size=16, seed=9, scale=0.3)
+    measured = [dev_metrics(lm, tokenizer, task, args, other) for task in [ruled, learned]]
+    assert measured[1] == measured[0] | {"dev_score": 20.0} and measured[0]["dev_kl"] > 0.1
+    stated = [re.findall(r"answer is (\d+)\.", text)[-1:] for text in texts[-1]]
+    assert len(stated) == 200 and ["7"] in stated and [] in stated
+    assert measured[1]["dev_reward"] == pytest.approx(
+        sum(0 if not x else 1 if x == ["7"] else 0.3 for x in stated) / 200)
+
+
 # --- responses ---
 
 
@@ -187,6 +215,71 @@ def test_main_measures_the_kl_to_the_warmup(tmp_path, capsys):
     assert "KL to warm-up" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("objective", ["pairwise", "binary"])
+def test_main_reranks_and_weighs_votes_by_a_reward_model(objective, tmp_path, capsys):
+    """The scores are those of transformers' own classifier, with a tokenizer of its own; what is
+    made of them is worked out again from what was saved."""
+    write_lines(tmp_path, "task.jsonl", [{"question": f"{i}", "answer": "7"} for i in range(30)])
+    model, out = save_answers(tmp_path / "m"), tmp_path / "compare"
+    judge = save_reward_model(tmp_path / "rm", objective=objective)
+    main([model, f"--task={tmp_path / 'task.jsonl'}", "--max-new-tokens=3", "--samples=16",
+          "--split=train", "--limit=8", "--device=cpu", f"--rerank={judge}", f"--out={out}"])
+    [measured] = json.loads((out / "compare.json").read_text()).values()
+    rows = [json.loads(line) for line in open(measured["generations"])][8:]
+    own = AutoModelForSequenceClassification.from_pretrained(judge)
+    for row in rows[:4] + rows[20:24]:
+        ids = byte_tokenizer()(f"{row['prompt']}{row['response']}<eos>")["input_ids"]
+        assert row["learned"] == pytest.approx(own(input_ids=torch.tensor([ids])).logits.item(),
+                                               rel=1e-3, abs=1e-4)
+    questions = [rows[at:at + 16] for at in range(0, 128, 16)]
+    for question in questions:
+        total = sum(math.exp(r["learned"]) for r in question)
+        assert [r["weight"] for r in question] == pytest.approx(
+            [1 / (1 + math.exp(-r["learned"])) if objective == "binary" else
+             math.exp(r["learned"]) / total for r in question], rel=1e-3)
+    for k in [1, 4, 16]:
+        found = {"rerank_at": [], "weighted_at": [], "best_of_score": [], "best_of_reward": []}
+        for group in [q[at:at + k] for q in questions for at in range(0, 16, k)]:
+            readable = [r for r in group if r["extracted"]] or group
+            right = [r["weight"] for r in group if r["extracted"] == "7"]
+            votes = {r["extracted"]: 0.0 for r in readable}
+            for r in readable:
+                votes[r["extracted"]] += r["weight"]
+            best = max(group, key=lambda r: r["learned"])
+            found["rerank_at"].append(max(readable, key=lambda r: r["learned"])["correct"])
+            found["weighted_at"].append(bool(right) and sum(right) >= max(votes.values()) - 1e-9)
+            found["best_of_score"].append(best["learned"])
+            found["best_of_reward"].append(best["score"])
+        for name, values in found.items():
+            assert list(measured[name]) == ["1", "4", "16"]
+            assert measured[name][str(k)] == pytest.approx(sum(values) / len(values)), (name, k)
+    printed = capsys.readouterr().out
+    [table] = [part for part in printed.split("\n\n") if "with a reward model" in part]
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.strip().splitlines()]
+    assert cells[0] == ["with a reward model", "k", "maj@k", "rerank@k", "weighted vote", "pass@k",
+                        "best of k: reward", "its KL, nats at most"]
+    columns = ["maj_at", "rerank_at", "weighted_at", "pass_at"]
+    for row, k in zip(cells[2:], ["1", "4", "16"], strict=True):
+        assert row == [model, k, *(f"{measured[name][k]:.1%}" for name in columns),
+                       f"{measured['best_of_reward'][k]:.3f}",
+                       f"{math.log(int(k)) - 1 + 1 / int(k):.2f}"]
+    assert len({str(measured[name]) for name in columns}) == 4
+    assert table.strip() in (out / "compare.md").read_text()
+
+
+@pytest.mark.parametrize("positions", [20, 27])
+def test_main_stops_where_a_sample_would_not_fit_the_reward_model(positions, tmp_path, capsys):
+    """A prompt of 24 tokens, 3 more, and the EOS that a response gets which was cut off: 28."""
+    write_lines(tmp_path, "task.jsonl", [{"question": "12345", "answer": "7"}] * 30)
+    assert len("Question: 12345\nAnswer:\n") == 24
+    judge = save_reward_model(tmp_path / "rm", "gpt2", n_positions=positions)
+    with pytest.raises(SystemExit) as stopped:
+        main([save_answers(tmp_path / "m"), f"--task={tmp_path / 'task.jsonl'}", "--samples=1",
+              "--max-new-tokens=3", "--device=cpu", f"--rerank={judge}", f"--out={tmp_path / 'c'}"])
+    assert stopped.value.code == 2 and "the model's context" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
 @pytest.mark.parametrize("flags, problems", [
     ([], 3), (["--split=train"], 5), (["--limit=2"], 2), (["--split=train", "--limit=2"], 2)])
 def test_main_measures_as_many_problems_as_the_run_did(tmp_path, flags, problems):
@@ -251,7 +344,10 @@ def test_main_finds_a_broken_model_before_it_measures_the_first(tmp_path, monkey
 
 @pytest.mark.parametrize("arguments, words", [
     ([], "nothing to evaluate"), (["no/such/model"], "no model could be loaded"),
-    (["--rescore", "README.md"], "not generations"), (["--rescore", "missing"], "not generations")])
+    (["--rescore", "README.md"], "not generations"), (["--rescore", "missing"], "not generations"),
+    ([BASE, f"--rerank={BASE}", "--samples=0"], "--rerank chooses among"),
+    ([BASE, f"--rerank={BASE}"], "it is no reward model"),
+    ([BASE, "--rerank=out/none"], "out/none: no model could be loaded")])
 def test_main_bad_input_is_one_sentence(arguments, words, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, f"--out={tmp_path / 'compare'}"])

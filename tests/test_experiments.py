@@ -32,6 +32,21 @@ def test_every_experiment_has_results_and_every_figure_is_one_of_theirs():
         assert (HOME / "docs" / figure).stat().st_size > 10_000
 
 
+def test_rivals_tables_by_hand():
+    """Two seeds, 40% and 60%: 50.0%, and their standard deviation sqrt(2 * 0.1^2 / 1) = 14.1."""
+    at = {"4": [0.5, 0.7], "32": [0.4, 0.6]}
+    row = {"accuracy": [0.4, 0.6], "maj_at": at, "rerank_at": at, "weighted_at": at, "pass_at": at,
+           "samples": 24000.0, "tokens": 1.25e6, "careful": 0.5}
+    rivals = harness.load("rivals")
+    made = rivals.tables({"rows": {f"{cot} {name}": row for cot in ["nl", "program"]
+                                   for name in rivals.RUNS}})
+    cells = [cell.strip() for cell in made["nl"].splitlines()[-1].split("|")]
+    assert cells == ["", "ReFT", *["50.0% ± 14.1"] * 5, "50%", "24,000", "1.2 M", ""]
+    cells = [cell.strip() for cell in made["paper"].splitlines()[3].split("|")]
+    assert cells == ["", "offline self-training", "68.0", "", "", "50.0", "50.0", "50.0", ""]
+    assert [row.split("|")[1].strip() for row in made["ks"].splitlines()[2:]] == ["k = 4", "k = 32"]
+
+
 def test_main_table_by_hand():
     """Means of 0.5 and 0.7: 60.0%, and their standard deviation sqrt(2 * 0.1^2 / 1) = 14.1."""
     row = {"test_accuracy": [0.5, 0.7], "seconds": [10.0, 20.0], "peak_memory_mb": [500, 740]}
@@ -184,7 +199,7 @@ def test_bad_input_is_one_sentence(toy, argv, words, capsys):
 
 def test_every_job_is_one_that_its_script_takes():
     """Flags that argparse refuses would be found only hours later."""
-    for name in ["main", "comparison", "frontier", "dpo_losses", "ablations"]:
+    for name in harness.NAMES:
         jobs = [job for stage in harness.load(name).plan(1) for job in stage]
         assert len({job.folder for job in jobs}) == len(jobs)
         for job in jobs:
@@ -196,4 +211,4 @@ def test_module_lists_the_experiments():
     listed = subprocess.run([sys.executable, "-m", "experiments"], cwd=HOME, capture_output=True,
                             text=True).stdout
     assert [line.split()[0] for line in listed.splitlines()] == [
-        "main", "comparison", "frontier", "dpo_losses", "ablations"]
+        "main", "comparison", "rivals", "frontier", "dpo_losses", "ablations"]

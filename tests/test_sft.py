@@ -5,6 +5,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 import sft
+from plumbing.files import read_metrics
 from plumbing.models import load_model
 from plumbing.packing import pad
 from sft import encode, sft_loss
@@ -101,3 +102,25 @@ def test_main_trains_in_train_mode_and_measures_without_dropout(tmp_path, monkey
     sft.main([f"--model={model}", "--limit=8", "--eval-limit=2", "--epochs=3", "--batch-size=4",
               "--max-new-tokens=3", "--device=cpu", f"--out={tmp_path / 'sft'}"])
     assert modes["trains"] == [True] * 6 and modes["writes"] and not any(modes["writes"])
+
+
+@pytest.mark.parametrize("count, asked", [(3, 3), (50, 12)])
+def test_main_measures_the_first_training_questions_with_eval_train(tmp_path, monkeypatch, count,
+                                                                   asked):
+    """Scripted: of so many right answers in the two evaluations, and then on test."""
+    seen, accuracies = [], iter([0.25, 0.75, 0.5])
+    def measure(lm, tokenizer, problems, task, **kwargs):
+        seen.append(problems["question"][:])
+        return {"accuracy": next(accuracies), "mean_tokens": 1.0, "eos_rate": 1.0}
+    monkeypatch.setattr(sft, "evaluate", measure)
+    for split, size in [("train", 12), ("dev", 4), ("test", 3)]:
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps(
+            {"question": f"{split} {i}", "answer": "1", "cot": "The answer is 1."})
+            for i in range(size)))
+    argv = [f"--model={save_tiny(tmp_path / 'base')}", f"--task={tmp_path}", "--epochs=2",
+            "--batch-size=8", "--max-new-tokens=4", "--device=cpu"]
+    sft.main([*argv, f"--eval-train={count}", f"--out={tmp_path / 'sft'}"])
+    assert [m.get("train_accuracy") for m in read_metrics(tmp_path / "sft")] == [
+        None, 0.25, None, 0.75]
+    assert seen == 2 * [[f"train {i}" for i in range(asked)]] + [[f"test {i}" for i in range(3)]]
+    assert json.loads((tmp_path / "sft/result.json").read_text())["test_accuracy"] == 0.5

@@ -1,10 +1,12 @@
 import itertools
+import math
+import warnings
 
 import pytest
 import torch
 
-from plumbing.stats import (at_k, bootstrap, maj_at_k, majority, mean_and_error, pass_at_k,
-                            percent)
+from plumbing.stats import (at_k, best_of_k, best_of_n_kl, bootstrap, calibration, correlation,
+                            maj_at_k, majority, mean_and_error, pass_at_k, percent, reranked_at_k)
 
 
 def test_percent_by_hand():
@@ -94,3 +96,108 @@ def test_bootstrap_repeats_itself_whatever_was_drawn_before():
         intervals.append(bootstrap(first, second, draws=500))
         assert torch.rand(1).item() == expected
     assert intervals[0] == intervals[1] != bootstrap(first, second, draws=500, seed=1)
+
+
+# --- votes with weights, the best of n ---
+
+
+@pytest.mark.parametrize("answers, weights, expected", [
+    (["3", "5", "5"], [0.7, 0.3, 0.3], "3"), (["3", "5", "5"], [0.5, 0.3, 0.3], "5"),
+    (["5", "3", "3"], [0.5, 0.25, 0.25], "5"),  # equal sums: the one given first
+    ([None, "5", "3"], [0.9, 0.04, 0.06], "3"), ([None], [1.0], None)])
+def test_majority_by_weights(answers, weights, expected):
+    assert majority(answers, weights) == expected
+
+
+def test_maj_at_k_takes_each_groups_own_weights():
+    """In pairs 4, 5 and 5, of which 4 is right; of all six 5, though each answer has three."""
+    answers, weights = ["4", "5", "4", "5", "5", "4"], [0.6, 0.4, 0.1, 0.9, 0.5, 0.2]
+    correct = [answer == "4" for answer in answers]
+    assert maj_at_k(answers, correct, 2, weights) == 1 / 3
+    assert maj_at_k(answers, correct, 6, weights) == 0
+    assert maj_at_k(answers, correct, 6) == 1
+
+
+def test_best_of_k_by_hand():
+    """Of equal scores the first; a last group that is not whole counts for nothing."""
+    assert best_of_k([1, 2, 3, 0, 9], [10, 20, 30, 40, 50], 2) == (20 + 30) / 2
+    assert best_of_k([5, 5, 5], [1, 0, 0], 3) == 1
+    assert best_of_k([0, 5, 5], [1, 0, 1], 3) == 0
+    assert best_of_k([1, 2, 3], [10, 20, 30], 1) == 20
+
+
+def best_of_n(p, n):
+    """The distribution of the best of n draws from p, whose outcomes rise in score."""
+    below = torch.cat([torch.zeros(1, dtype=torch.double), p.cumsum(0)])
+    return (below ** n).diff()
+
+
+def test_best_of_n_kl_is_the_exact_kl_where_no_two_samples_are_equal():
+    """And more than that where some are. First, that the distribution of the best is one: against
+    all 64 draws of three of four outcomes."""
+    p, found = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.double), torch.zeros(4)
+    for draw in itertools.product(range(4), repeat=3):
+        found[max(draw)] += p[list(draw)].prod()
+    torch.testing.assert_close(best_of_n(p, 3).float(), found)
+    for n in [2, 4, 16]:
+        kls = []
+        for outcomes in [4, 50, 20_000]:
+            torch.manual_seed(0)
+            p = torch.rand(outcomes, dtype=torch.double)
+            p = p / p.sum()
+            q = best_of_n(p, n)
+            kls.append(torch.special.xlogy(q, q / p).sum().item())
+        assert all(kl <= best_of_n_kl(n) + 1e-9 for kl in kls)
+        assert kls == sorted(kls) and kls[-1] == pytest.approx(best_of_n_kl(n), abs=2e-3)
+    assert kls[0] < 0.7 * kls[-1] and best_of_n_kl(1) == 0
+
+
+def test_reranked_at_k_by_hand():
+    """Two problems of four samples, k = 1 and 4. In the first the best by the model has no answer
+    and is worth 0; the best that has one is right, but the others' votes outweigh it. In the second
+    the best is wrong, and so would a vote be in which all weigh the same."""
+    def samples(*rows):
+        return [dict(zip(["extracted", "correct", "learned", "score", "weight"], row))
+                for row in rows]
+    first = samples((None, False, 9.0, 0.0, 0.5), ("7", True, 2.0, 1.0, 0.2),
+                    ("5", False, 1.0, 0.1, 0.15), ("5", False, 0.0, 0.1, 0.15))
+    second = samples(("3", True, 1.0, 1.0, 0.5), ("4", False, 3.0, 0.1, 0.2),
+                     ("4", False, 2.0, 0.1, 0.2), (None, False, 0.0, 0.0, 0.1))
+    assert reranked_at_k([first, second], 4) == {
+        "rerank_at": {1: 0.25, 4: 0.5}, "weighted_at": {1: 0.25, 4: 0.5},
+        "best_of_score": {1: (12 / 4 + 6 / 4) / 2, 4: (9 + 3) / 2},
+        "best_of_reward": {1: pytest.approx(1.2 / 4), 4: pytest.approx(0.1 / 2)}}
+    for samples_of_one, reranked, voted in [(first, 1, 0), (second, 0, 1)]:
+        found = reranked_at_k([samples_of_one], 4)
+        assert (found["rerank_at"][4], found["weighted_at"][4]) == (reranked, voted)
+    none = samples((None, False, 9.0, 0.0, 0.5), (None, False, 2.0, 0.0, 0.5))
+    assert reranked_at_k([none], 2)["rerank_at"] == {1: 0, 2: 0}
+
+
+# --- what a reward model's scores are worth ---
+
+
+def test_calibration_by_hand():
+    """Bins of 0.1: one of 0.05, wrong; one of 0.12 and 0.15, half of which is right; one of 0.95
+    and 1, both right."""
+    bins, error = calibration(torch.tensor([0.05, 0.15, 0.12, 1.0, 0.95]),
+                              torch.tensor([False, True, False, True, True]))
+    assert [tuple(row) for row in bins] == [
+        (pytest.approx(0.05), 0, 1), (pytest.approx(0.135), 0.5, 2), (pytest.approx(0.975), 1, 2)]
+    assert error == pytest.approx((0.05 + 2 * 0.365 + 2 * 0.025) / 5)
+    bins, error = calibration(torch.tensor([0.2, 0.6]), torch.tensor([True, False]), bins=1)
+    assert bins == [(pytest.approx(0.4), 0.5, 2)] and error == pytest.approx(0.1)
+
+
+def test_correlation_by_hand_and_0_where_nothing_varies():
+    """Of 1 2 3 and 1 3 2: deviations' products 1 + 0 + 0, their squares 2 and 2."""
+    x = torch.tensor([1.0, 2.0, 3.0])
+    assert correlation(x, torch.tensor([1, 3, 2])) == pytest.approx(0.5)
+    assert correlation(x, -2 * x + 5) == pytest.approx(-1)
+    assert correlation(x, torch.ones(3)) == correlation(torch.full((3,), 0.1), x) == 0
+
+
+def test_correlation_of_fewer_than_two_is_0_and_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [correlation(torch.zeros(n), torch.zeros(n)) for n in [0, 1]] == [0, 0]
