@@ -12,6 +12,7 @@ ROWS = {  # folder: (what it is, flags)
     "no-partial": ("without the 0.1 for a wrong number", ("--partial-reward=0",)),
     "no-kl": ("without the KL penalty", ("--kl-coef=0",)),
     "from-sft": ("from SFT trained to its best epoch", ("--warmup=ROOT/nl/SEED/sft",)),
+    "separate": ("a value network of its own", ("--value=separate",)),
     "lam-0.95": ("lambda 0.95, as in the paper's code", ("--lam=0.95",))}
 
 
