@@ -163,7 +163,7 @@ class RunningScale(nn.Module):
 
     def forward(self, scores):
         """scores (batch,). Returns: the same, mean about 0 and deviation about 1."""
-        new, seen = scores.double().cpu(), self.count.clone()
+        new, seen = scores.cpu().double(), self.count.clone()
         self.count += len(new)
         distance = new.mean() - self.mean
         self.mean += distance * len(new) / self.count

@@ -205,6 +205,8 @@ def train(args):
     parts = lists_of_pairs(args) if args.pairs else lists_of_a_task(args, run)
     classifier, tokenizer = load_to_train(args.warmup, args, head="new")
     classifier.config.objective = args.objective  # saved with it: how its scores are to be read
+    if tokenizer.pad_token_id != tokenizer.eos_token_id:  # by which transformers' own finds the EOS
+        classifier.config.pad_token_id = tokenizer.pad_token_id
     model = RewardModel(classifier)  # in eval mode, and it stays there
     lists, dev, test = encode_lists(tokenizer, parts, min(args.max_length, context_of(classifier)))
 

@@ -109,7 +109,7 @@ def hold_out(pairs, most=500):
     another one is tested on."""
     prompts = sorted({pair["prompt"] for pair in pairs})
     if len(prompts) < 3:
-        stop("--task none: the pairs have fewer than three prompts, too few to hold any out")
+        stop("--pairs: fewer than three prompts, too few to hold any out")
     random.Random(0).shuffle(prompts)
     share = max(1, len(prompts) // 20)
     dev, test = set(prompts[:share]), set(prompts[share:2 * share])

@@ -36,10 +36,11 @@ def test_after_rlhf_names_what_the_learned_reward_did_to_the_rules_accuracy():
             "the samples fell from 70.0% to 30.0%" in sentence)
     [sentence] = found([0, 1, 2], [0.5, 0.5, 0.5], step=0)
     assert "the saved model is the warm-up" in sentence
-    # means of two steps: 50, 60, 40, 20; the peak's two are steps 2 and 3
-    [sentence] = found([0, 1, 2, 3, 4], [0.4, 0.6, 0.6, 0.2, 0.2], smooth=2)
+    # means of two steps: 35, 60, 40, 20%; the peak's two end with step 3
+    [sentence] = found([0, 1, 2, 3, 4], [0.2, 0.5, 0.7, 0.1, 0.3], smooth=2)
     assert "after step 3 (KL 4.0 nats) it rose from 2.00 to 4.00" in sentence
     assert "fell from 60.0% to 20.0%" in sentence
+    assert found([0, 1, 2, 3], [0.4, 0.9, 0.4, 0.9], smooth=2) == []
     assert found([0, 1], [0.7, 0.3], smooth=5) == []  # too few to say
     [sentence] = found([0, 1, 2, 3], [0.5] * 4, tokens=4)
     assert "exploded: 6 nats per response at step 4" in sentence

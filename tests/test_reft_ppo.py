@@ -760,6 +760,14 @@ def test_main_chooses_by_the_learned_score_and_says_what_the_rule_would(
     assert ("a better learned score than the warm-up" in capsys.readouterr().out) == (best == 0)
 
 
+@pytest.mark.parametrize("argv, kl_coef, vf_coef", [
+    ([], 0.05, 0.3), (["--cot=program"], 0.01, 0.3), (["--reward=x"], 0.3, 0.1),
+    (["--reward=x", "--kl-coef=0", "--vf-coef=5"], 0, 5)])
+def test_parse_args_with_a_learned_reward_has_other_defaults(argv, kl_coef, vf_coef):
+    args = reft_ppo.parse_args(argv)
+    assert (args.kl_coef, args.vf_coef) == (kl_coef, vf_coef)
+
+
 def test_main_by_the_rule_has_nothing_of_a_learned_reward(tmp_path):
     argv = [flag for flag in rlhf(tmp_path, tmp_path / "out", steps=1) if "--reward" not in flag]
     reft_ppo.main(argv)
