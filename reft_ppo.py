@@ -356,8 +356,11 @@ def not_finite(policy, rollout, scores, asked, minibatch, size):
 def finish(run, tokenizer, task, reference):
     args = run.args
     beside = Path(args.out).parent
-    by_rule = max([{"step": 0} | run.first, *files.read_metrics(run.out)],
-                  key=lambda m: m.get("dev_accuracy", -1))
+    more = {}
+    if args.reward:  # what its choice cost
+        best = max([{"step": 0} | run.first, *files.read_metrics(run.out)],
+                   key=lambda m: m.get("dev_accuracy", -1))
+        more["rule_would_choose"] = {name: best[name] for name in ["step", "dev_accuracy"]}
 
     def draw(result):
         draw_curves([(run.name, [run.out])], f"{run.out}/curves.png", own=task.own_metrics([]),
@@ -374,8 +377,7 @@ def finish(run, tokenizer, task, reference):
         proposals=[f"{command('sft.py', args, 'sft')}   # the baseline",
                    f"{command('dpo.py', args, 'dpo')}   # pairs in place of a reward",
                    f"python eval.py {args.warmup} {beside / 'sft'} {beside / 'dpo'} {args.out}"],
-        **({"rule_would_choose": {"step": by_rule["step"],
-                                  "dev_accuracy": by_rule["dev_accuracy"]}} if args.reward else {}))
+        **more)
 
 
 def parse_args(argv=None):

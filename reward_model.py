@@ -68,6 +68,9 @@ def binary_loss(scores, grades):
     return F.binary_cross_entropy_with_logits(scores, (grades == 1).float())
 
 
+LOSSES = {"pairwise": ranked_loss, "binary": binary_loss}  # --objective: of one list; a pair is one
+
+
 # --- What it learns from, and is measured on ---
 
 
@@ -187,7 +190,7 @@ def measure(model, lists, size, objective):
     first = torch.arange(len(margins)) % 2 == 0
     bins, error = (calibration(scores.sigmoid(), right) if objective == "binary" else
                    calibration(torch.where(first, margins, -margins).sigmoid(), first))
-    groups = {"": right | True, "_of_right": right, "_of_wrong": ~right}
+    groups = {"": torch.ones_like(right), "_of_right": right, "_of_wrong": ~right}
     return {"accuracy": pair_accuracy(margins), "pairs": len(margins), "calibration_error": error,
             "calibration": bins, **{f"length_correlation{name}": correlation(
                 scores[group], tokens[group]) for name, group in groups.items()}}
@@ -244,9 +247,6 @@ def train(args):
 
     # 4. The best model on dev; test, once
     finish(run, tokenizer, test)
-
-
-LOSSES = {"pairwise": ranked_loss, "binary": binary_loss}
 
 
 def on_dev(found):

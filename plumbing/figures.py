@@ -129,7 +129,7 @@ def draw_learned_reward(runs, path, smooth=5):
         metrics = files.read_metrics(run)
 
         def mean(key):
-            return [statistics.mean(m[key] for m in metrics[max(0, at - smooth):at + 1])
+            return [statistics.mean(m[key] for m in metrics[max(0, at - smooth + 1):at + 1])
                     for at in range(len(metrics))]
         for ax, x, label in zip(axes, [[m["step"] for m in metrics], mean("kl")],
                                 ["step", "KL, nats a response"]):
