@@ -18,7 +18,6 @@ Differs from the paper:
 import plumbing.threads  # noqa: F401 (before torch)
 
 import copy
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -34,6 +33,8 @@ from plumbing.cli import command, make_parser, number, text
 from plumbing.figures import draw_curves, draw_learned_reward
 from plumbing.models import load_to_train
 from plumbing.packing import pad, predict
+from plumbing.rollouts import (Rollout, approx_kl, check_minibatch, micro_batches, minibatches,
+                               rollout_metrics, show, update_metrics)
 from plumbing.run import Run
 from plumbing.sampling import check_room, encode_prompts, generate_ids
 from plumbing.schedule import rise_and_fall
@@ -109,12 +110,6 @@ def value_loss(values, old_values, returns, mask, clip_eps):
     return mean_of_means(0.5 * torch.max((values - returns) ** 2, (clipped - returns) ** 2), mask)
 
 
-def approx_kl(log_ratio):
-    """KL(pi_old || pi) in nats per token, of pi_old's samples: the mean of rho - 1 - log rho, which
-    is never negative (k3 of Schulman's "Approximating KL divergence")."""
-    return (log_ratio.exp() - 1 - log_ratio).mean()
-
-
 # --- The model ---
 
 
@@ -175,26 +170,6 @@ class RunningScale(nn.Module):
         return (self.squares / self.count).sqrt().item()
 
 
-# --- The rollout ---
-
-
-@dataclass
-class Rollout:
-    """Prompts, one sampled response each, and what PPO needs to know of them."""
-    ids: torch.Tensor  # (batch, seq): prompts padded on the left, responses on the right
-    attention_mask: torch.Tensor  # (batch, seq): 1 on tokens, 0 on padding
-    mask: torch.Tensor  # (batch, seq-1), bool: token t+1 is of the response; its EOS is
-    logprobs: torch.Tensor = None  # this and all below (batch, seq-1), before any update
-    ref_logprobs: torch.Tensor = None
-    values: torch.Tensor = None
-    advantages: torch.Tensor = None
-    returns: torch.Tensor = None
-
-    def rows(self, index):
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Rollout(**{name: x[index] for name, x in parts.items() if x is not None})
-
-
 @torch.no_grad()
 def score_tokens(policy, reference, rollout, size):
     """Fill in the rollout's logprobs, values and ref_logprobs, `size` rows at a time."""
@@ -205,18 +180,6 @@ def score_tokens(policy, reference, rollout, size):
         part = rollout.rows(index)
         rollout.logprobs[index], rollout.values[index] = logprobs_and_values(policy, part)
         rollout.ref_logprobs[index], _ = logprobs_and_values(reference, part)
-
-
-def minibatches(count, size, epochs, device):
-    """The rollout's rows in batches of `size`, `epochs` times over, each time in another order."""
-    for _ in range(epochs):
-        yield from torch.randperm(count).to(device).split(size)
-
-
-def micro_batches(rollout, index, size):
-    """`index` in parts of at most `size` rows of similar length, so that little is padding."""
-    lengths = rollout.attention_mask[index].sum(-1)
-    return index[lengths.argsort(descending=True)].split(size)
 
 
 # --- The algorithm ---
@@ -237,14 +200,15 @@ def train(args):
     schedule = rise_and_fall(optimizer, args.steps, rise=5)
     generator = torch.Generator(lm.device).manual_seed(args.seed)
     scale = RunningScale() if args.reward else nn.Identity()  # the rule's scores are as they are
+    samples = args.samples_per_question or 1
     run.begin(lm, [policy, optimizer, schedule, generator, scale], args.steps, args.minibatch_size,
               args.eval_every, from_start={}, shows=["reward", "kl", "response_tokens"],
               measure=lambda: dev_metrics(lm, tokenizer, task, args, reference.lm),
               criterion="dev_score" if args.reward else "dev_accuracy")
 
     for step in run.steps():
-        # 1. Rollout: one response to each question, of the policy itself, at T = 1
-        asked = run.take(args.batch_size, len(prompts))
+        # 1. Rollout: one response to each question, or several, of the policy itself, at T = 1
+        asked = [i for i in run.take(args.batch_size, len(prompts)) for _ in range(samples)]
         responses = generate_ids(lm, [prompts[i] for i in asked], tokenizer.eos_token_id,
                                  args.max_new_tokens, temperature=1.0, generator=generator,
                                  batch_size=args.generate_batch_size)
@@ -287,54 +251,19 @@ def train(args):
                 policy, rollout, scores, asked, minibatch, args.micro_batch_size))
             updates.append((loss, grad_norm, rollout.attention_mask[minibatch].sum()))
         schedule.step()
-        run.log(rollout_metrics(rollout, scores, grades, responses, tokenizer.eos_token_id)
+        run.log(rollout_metrics(rollout, scores, grades, responses, tokenizer.eos_token_id, samples)
                 | update_metrics(updates, torch.cat(log_ratios), args.clip_eps)
                 | task.own_metrics(texts) | scale_metrics(scale) | {"lr": lr},
-                samples=lambda: show(step, rollout, grades, texts, asked, task))
+                samples=lambda: show(step, rollout, grades, task, task.train[asked], texts))
 
     # 6. The best policy on dev is the model
     finish(run, tokenizer, task, reference.lm)
-
-
-def rollout_metrics(rollout, scores, grades, responses, eos):
-    """Of the samples, before the updates; kl in nats per response, entropy in nats per token."""
-    log_ratio = rollout.logprobs - rollout.ref_logprobs
-    returns = rollout.returns[rollout.mask]
-    errors = returns - rollout.values[rollout.mask]
-    return {
-        "questions": len(responses), "samples": len(responses),
-        "reward": scores.mean().item(),
-        "accuracy": sum(grade.correct for grade in grades) / len(grades),
-        "kl": (log_ratio * rollout.mask).sum(-1).mean().item(),
-        "response_tokens": sum(map(len, responses)) / len(responses),
-        "eos_rate": sum(eos in response for response in responses) / len(responses),
-        "entropy": -rollout.logprobs[rollout.mask].mean().item(),
-        "explained_variance": 1 - (errors.var(unbiased=False) /
-                                   returns.var(unbiased=False).clamp(min=1e-8)).item()}
 
 
 def scale_metrics(scale):
     """By what a learned reward was shifted and divided."""
     return ({"reward_mean": scale.mean.item(), "reward_deviation": scale.deviation()}
             if isinstance(scale, RunningScale) else {})
-
-
-def update_metrics(updates, log_ratio, clip_eps):
-    """Means over the updates (loss, gradient's norm, tokens), and over their tokens' log ratios."""
-    losses, grad_norms, tokens = map(torch.stack, zip(*updates))
-    return {"updates": len(updates), "tokens": tokens.sum().item(), "loss": losses.mean().item(),
-            "grad_norm": grad_norms.mean().item(), "approx_kl": approx_kl(log_ratio).item(),
-            "clip_fraction": ((log_ratio.exp() - 1).abs() > clip_eps).float().mean().item()}
-
-
-def show(step, rollout, grades, texts, asked, task):
-    """Two of the step's samples, as texts."""
-    kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(-1)
-    problems = task.train[asked[:2]]
-    return [f"\nstep {step}: score {grade.score:.1f}, KL {nats:.2f} nats, answer {answer}\n"
-            f"{prompt}{text}"
-            for grade, nats, answer, prompt, text in zip(
-                grades, kl.tolist(), problems["answer"], task.prompts(problems), texts)]
 
 
 @torch.no_grad()
@@ -387,9 +316,11 @@ def parse_args(argv=None):
     flags.add_argument("--steps", type=number(int, 1), default=100,
                        help="rollouts, each followed by its updates [300 epochs of the questions]")
     flags.add_argument("--batch-size", type=number(int, 1), default=256,
-                       help="questions a step, one response each [32; 256 for a 125M model]")
+                       help="questions a step [32; 256 for a 125M model]")
+    flags.add_argument("--samples-per-question", type=number(int, 1), default=None,
+                       help="responses to each of them; without it 1 [1]")
     flags.add_argument("--minibatch-size", type=number(int, 1), default=None,
-                       help="responses an optimizer step; without it 128, or --batch-size if less")
+                       help="responses an optimizer step; without it 128, or all if that is less")
     flags.add_argument("--ppo-epochs", type=number(int, 1), default=2,
                        help="updates with each rollout, U in the paper [2]")
     flags.add_argument("--lr", type=number(float, above=0), default=5e-4,
@@ -427,11 +358,7 @@ def parse_args(argv=None):
         args.kl_coef = 0.3 if args.reward else {"nl": 0.05, "program": 0.01}[args.cot]
     if args.vf_coef is None:
         args.vf_coef = 0.1 if args.reward else 0.3
-    if args.minibatch_size is None:
-        args.minibatch_size = min(128, args.batch_size)
-    if args.minibatch_size > args.batch_size:
-        parser.error(f"--minibatch-size {args.minibatch_size} is larger than --batch-size "
-                     f"{args.batch_size}: an update learns from a part of the rollout, or from all")
+    check_minibatch(parser, args)
     return args
 
 

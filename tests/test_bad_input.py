@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import dpo
 import eval as evaluation
+import grpo
 import reft_ppo
 import self_training
 import sft
@@ -20,8 +21,8 @@ from plumbing.files import open_run
 from plumbing.sampling import check_room
 from tests.tiny import byte_tokenizer, save_answers, save_tiny, tiny_lm
 
-SCRIPTS = {"sft": sft.main, "reft": reft_ppo.main, "dpo": dpo.main, "eval": evaluation.main,
-           "verifier": verifier.main, "self": self_training.main}
+SCRIPTS = {"sft": sft.main, "reft": reft_ppo.main, "grpo": grpo.main, "dpo": dpo.main,
+           "eval": evaluation.main, "verifier": verifier.main, "self": self_training.main}
 GOOD = {"question": "1 + 1?", "cot": "The answer is 2.", "answer": "2"}
 TASK = ["--task=task"]
 SMALL = [*TASK, "--model=model", "--device=cpu", "--max-new-tokens=4"]
@@ -145,7 +146,7 @@ ROWS = [
      ["row 1 has no `cot`", "another --task"]),
     ("sft", [*TASK, "--model=model", "--cot=program"], ["no `program`", "--cot"]),
     ("sft", ["--model=missing/model", *TASK], ["missing/model", "no model could be loaded"]),
-    ("reft dpo self", ["--warmup=missing/model", *TASK],
+    ("reft grpo dpo self", ["--warmup=missing/model", *TASK],
      ["missing/model", "no model could be loaded"]),
     ("eval", ["missing/model", *TASK], ["missing/model", "no model could be loaded"]),
     ("sft reft dpo", ["--model=a_file", *TASK], ["a_file", "no model could be loaded"]),
@@ -167,25 +168,32 @@ ROWS = [
     ("sft reft dpo eval", ["--max-new-tokens=0"], ["--max-new-tokens", "at least 1"]),
     ("sft reft dpo eval", ["--limit=-1"], ["--limit", "at least 1"]),
     ("sft reft dpo eval", ["--eval-limit=0"], ["--eval-limit", "at least 1"]),
-    ("sft reft dpo self", ["--batch-size=0"], ["--batch-size", "at least 1"]),
+    ("sft reft grpo dpo self", ["--batch-size=0"], ["--batch-size", "at least 1"]),
     ("sft reft dpo", ["--batch-size=8.5"],
      ["--batch-size", "a whole number at least 1, not '8.5'"]),
     ("sft reft dpo", ["--micro-batch-size=-4"], ["--micro-batch-size", "at least 1"]),
-    ("sft reft dpo self", ["--lr=0"], ["--lr", "greater than 0"]),
+    ("sft reft grpo dpo self", ["--lr=0"], ["--lr", "greater than 0"]),
     ("sft reft dpo", ["--lr=-1e-3"], ["--lr", "greater than 0"]),
     ("sft reft dpo", ["--lr=nan"], ["--lr", "a number greater than 0, not 'nan'"]),
     ("sft reft dpo", ["--lr=fast"], ["--lr", "a number", "not 'fast'"]),
     ("sft reft dpo", ["--save-every=0"], ["--save-every", "at least 1"]),
     ("sft dpo", ["--epochs=0"], ["--epochs", "at least 1"]),
     ("sft", ["--lr-warmup-ratio=1.5"], ["--lr-warmup-ratio", "at most 1"]),
-    ("reft dpo self", ["--warmup-epochs=0"], ["--warmup-epochs", "at least 1"]),
-    ("reft self", ["--steps=0"], ["--steps", "at least 1"]),
-    ("reft", ["--kl-coef=-0.1"], ["--kl-coef", "at least 0"]),
+    ("reft grpo dpo self", ["--warmup-epochs=0"], ["--warmup-epochs", "at least 1"]),
+    ("reft grpo self", ["--steps=0"], ["--steps", "at least 1"]),
+    ("reft grpo", ["--kl-coef=-0.1"], ["--kl-coef", "at least 0"]),
     ("reft", ["--target-kl=0"], ["--target-kl", "greater than 0"]),
     ("reft", ["--gamma=1.1"], ["--gamma", "at most 1"]),
-    ("reft", ["--clip-eps=inf"], ["--clip-eps", "greater than 0"]),
+    ("reft grpo", ["--clip-eps=inf"], ["--clip-eps", "greater than 0"]),
     ("reft", ["--batch-size=64", "--minibatch-size=128"],
      ["--minibatch-size 128", "--batch-size 64"]),
+    ("reft grpo", ["--batch-size=8", "--samples-per-question=3", "--minibatch-size=25"],
+     ["--minibatch-size 25", "--batch-size 8 x 3 samples"]),
+    ("reft", ["--samples-per-question=0"], ["--samples-per-question", "at least 1"]),
+    ("grpo", ["--samples-per-question=1"], ["--samples-per-question", "at least 2"]),
+    ("grpo", ["--epochs=0"], ["--epochs", "at least 1"]),
+    ("grpo", ["--advantage=gae"], ["--advantage", "'gae'", "rloo", "dr-grpo"]),
+    ("grpo", ["--advantage=rlo"], ["--advantage", "'rlo'"]),
     ("reft", ["--ppo-epochs=0"], ["--ppo-epochs", "at least 1"]),
     ("dpo", ["--beta=-0.1"], ["--beta", "greater than 0"]),
     ("dpo", ["--beta=0"], ["--beta", "greater than 0"]),

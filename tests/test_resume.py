@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dpo
+import grpo
 import plumbing.run
 import reft_ppo
 import self_training
@@ -24,8 +25,8 @@ from tests.killed import assert_nothing_is_half_written, ended
 from tests.tiny import byte_tokenizer, save_answers, save_tiny
 from verifier import Grade, Task
 
-SCRIPTS = {"sft": sft.main, "reft": reft_ppo.main, "dpo": dpo.main, "offline": self_training.main,
-           "online": self_training.main}
+SCRIPTS = {"sft": sft.main, "reft": reft_ppo.main, "grpo": grpo.main, "dpo": dpo.main,
+           "offline": self_training.main, "online": self_training.main}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,8 @@ def flags(name, given, out):
     return shared + {
         "sft": [f"--model={given['base']}", "--epochs=4"],
         "reft": [f"--warmup={given['answers']}", "--steps=10", "--minibatch-size=4",
+                 "--eval-every=3", "--lr=1e-2"],
+        "grpo": [f"--warmup={given['answers']}", "--steps=10", "--minibatch-size=16",
                  "--eval-every=3", "--lr=1e-2"],
         "dpo": [f"--warmup={given['answers']}", "--epochs=3", "--samples=256", "--eval-every=3",
                 "--pairs-per-question=4", "--max-new-tokens=2", "--lr=1e-2"],
@@ -468,7 +471,7 @@ def test_a_full_disk_when_the_model_is_saved(given, undisturbed, tmp_path, monke
 
 @pytest.mark.parametrize("name, words", [
     ("sft", "the loss of training row"), ("reft", "of training row"),
-    *((name, "the gradient's norm is nan") for name in ["dpo", "offline", "online"])])
+    *((name, "the gradient's norm is nan") for name in ["grpo", "dpo", "offline", "online"])])
 def test_a_learning_rate_that_ruins_the_model_stops_the_run(name, words, given, tmp_path, capsys,
                                                             monkeypatch):
     """Before the step that would have made the weights not finite, or the first after them."""
