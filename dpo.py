@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from eval import dev_metrics, eval_kwargs, evaluate, respond
+from graders import load_task
 from plumbing import files
 from plumbing.advice import after_dpo
 from plumbing.checkpoints import guarded, set_seed
@@ -38,7 +39,6 @@ from plumbing.run import Run
 from plumbing.sampling import check_room, context_of
 from plumbing.schedule import rise_and_fall
 from sft import add_warmup_flags, warm_up
-from verifier import load_task
 
 NAMES = {"dpo": "DPO", "ipo": "IPO", "preferred-ft": "Preferred-FT",
          "unlikelihood": "Unlikelihood"}  # --loss: what people call it
@@ -140,7 +140,8 @@ def pairs_of_a_task(args, run, policy, tokenizer, size):
     else:
         responses = respond(policy, tokenizer, task.train, task, n=args.samples, temperature=1.0,
                             seed=args.seed, **eval_kwargs(args))
-        texts, facts = make_pairs(responses, args.samples, args.pairs_per_question)
+        texts, facts = make_pairs(responses, args.samples, args.pairs_per_question,
+                                  by="score" if task.scored else "correct")
         sampled, cost = texts, {"questions": len(task.train), "samples": len(responses)}
         print("pairs: {pairs:,} from {paired:,} of {questions:,} questions ({all_right:,} had only "
               "right responses, {all_wrong:,} only wrong ones, and {cut_off:,} of {responses:,} "
@@ -151,7 +152,8 @@ def pairs_of_a_task(args, run, policy, tokenizer, size):
                 lambda model, part: evaluate(model, tokenizer, part, task=task,
                                              **eval_kwargs(args)),
                 lambda model: dev_metrics(model, tokenizer, task, args, reference),
-                facts, sampled=sampled, cost=cost)
+                facts, criterion="dev_score" if task.scored else "dev_accuracy", sampled=sampled,
+                cost=cost)
 
 
 def pairs_alone(args, run, policy, tokenizer, size):
@@ -292,7 +294,7 @@ def parse_args(argv=None):
     flags = parser.add_argument_group("pairs")
     flags.add_argument("--pairs", type=text, default=None,
                        help="a file with prompt, chosen and rejected, or a hub name; without it, "
-                       "the warm-up's samples, right against wrong. With --task none, a tenth of "
+                       "the warm-up's samples, right against wrong, or by --reward. With --task none, a tenth of "
                        "the pairs stands in for dev and test problems")
     flags.add_argument("--samples", type=number(int, 2), default=16,
                        help="responses sampled to each training question")

@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from graders import add_scores, check_context, load_reward_model
+from graders import add_scores, check_context, load_reward_model, with_grader
 from plumbing import figures, files
 from plumbing.checkpoints import guarded
-from plumbing.cli import make_parser, number, stop, text
+from plumbing.cli import is_grader, make_parser, number, stop, text
 from plumbing.models import load_model
 from plumbing.packing import pad, predict
+from plumbing.rollouts import mean_parts
 from plumbing.sampling import (check_room, encode_prompts, generate,  # noqa: F401 (generate)
                                generate_rows)
 from plumbing.stats import at_k, mean_and_error, reranked_at_k
@@ -53,14 +54,15 @@ def respond(model, tokenizer, problems, task, max_new_tokens=100, n=1, temperatu
 
 def rates(responses, task):
     """A dict: accuracy, eos_rate, no_answer and the task's own metrics, fractions in [0, 1];
-    mean_tokens of a response, EOS included; and the mean of a learned score."""
+    mean_tokens of a response, EOS included; and the mean of a score other than the rule's."""
     count = len(responses)
     return {
         "accuracy": sum(r["correct"] for r in responses) / count,
         "mean_tokens": sum(len(r["ids"]) for r in responses) / count,
         "eos_rate": sum(r["ended"] for r in responses) / count,
         "no_answer": sum(r["extracted"] is None for r in responses) / count,
-        **({"score": sum(r["score"] for r in responses) / count} if task.learned else {}),
+        **({"score": sum(r["score"] for r in responses) / count} if task.scored else {}),
+        **mean_parts([(r["parts"], r["failed"]) for r in responses]),
         **task.own_metrics([r["response"] for r in responses])}
 
 
@@ -78,7 +80,7 @@ def eval_kwargs(args):
 
 
 def dev_metrics(model, tokenizer, task, args, reference=None):
-    """What a run measures on dev as it trains: dev_accuracy; dev_score, where a score is learned;
+    """What a run measures on dev as it trains: dev_accuracy; dev_score, where it is not the rule's;
     and with --eval-samples, reward_and_kl to the reference model."""
     found = evaluate(model, tokenizer, task.dev, task=task, **eval_kwargs(args))
     measured = {f"dev_{name}": found[name] for name in ["accuracy", "score"] if name in found}
@@ -164,8 +166,10 @@ def what_to_measure(run, args):
     if flags["task"] == "none":
         stop(f"{run} was trained on pairs alone: name a --task to measure it on")
     limit = args.eval_limit or own.get("limit" if args.split == "train" else "eval_limit")
-    problems = load_problems(flags["task"], args.split, limit)
-    return problems, Task(flags["task"], flags["cot"], choices_of(problems)), flags
+    reward = args.reward or own.get("reward")
+    problems = load_problems(flags["task"], args.split, limit, is_grader(reward))
+    task = Task(flags["task"], flags["cot"], choices_of(problems), **{args.split: problems})
+    return problems, with_grader(task, reward) if is_grader(reward) else task, flags
 
 
 def warmup_of(run):
@@ -239,6 +243,9 @@ def rescore(args):
     try:
         with open(args.rescore, encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
+        if any(row.get("failed") is not None for row in rows):
+            stop(f"--rescore {args.rescore}: these were scored by a grader, which reads more than "
+                 "is saved with them; measure the run again")
         graded = [Task(cot=row["cot"], choices=row["choices"]).grade(
             [row["response"]], {"answer": [row["answer"]]})[0] for row in rows]
         saved = [(row["score"], row["score"] == 1) for row in rows]
@@ -274,6 +281,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.rerank and not args.samples:
         parser.error("--rerank chooses among samples: give --samples, too")
+    if args.reward and not is_grader(args.reward):
+        parser.error(f"--reward {args.reward}: takes a grader's .json file here; a reward model is "
+                     "given to --rerank")
     if (Path(args.out) / "config.json").exists():
         stop(f"--out {args.out} holds a run; choose another folder for what is measured")
     guarded(rescore if args.rescore else compare, args)

@@ -1,100 +1,308 @@
-"""Scores other than the rule's: a reward model, which learned from pairs what is better.
+"""Scores other than the rule's: a grader file in OpenAI's format, or a reward model.
 
-A reward model is a Hugging Face folder, AutoModelForSequenceClassification with one label, as
-reward_model.py writes it: `python reft_ppo.py --reward out/reward_model`.
+    python graders.py grader.json --item item.json --sample "text"   # check a file, show each part
+    python reft_ppo.py --reward grader.json                          # learn from its score
+    python reft_ppo.py --reward out/reward_model                     # learn from a model's (RLHF)
+
+Format: the graders guide of OpenAI's API documentation: string_check, text_similarity, score_model,
+python and multi, with templates such as {{ item.answer }} and {{ sample.output_json.name }}.
+Differs from it:
+- `rule`, verifier.py's own, is one more type: {"type": "rule", "answer": "{{ item.answer }}"}
+- a Python grader is interpreted and never executed: it may import math, re and json
+- the model of a score_model is a folder here: a reward model's, or a causal LM that writes a number
+- whatever fails on a sample (no JSON, no number, too many steps) scores 0, and is counted
 """
 
 import dataclasses
+import difflib
+import json
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable
 
-import torch
-from torch import nn
-
-from plumbing.cli import stop
+from plumbing.cli import Parser, is_grader, stop, warn
+from plumbing.grader_programs import compile_grader, loads, run_grader
 from plumbing.models import load_model
-from plumbing.packing import last_hidden, pad
-from plumbing.sampling import context_of, encode_prompts
-from verifier import Grade, Task
+from plumbing.numbers import read_number
+from plumbing.reward_models import (RewardModel, add_scores, check_context,  # noqa: F401
+                                    encode_responses, load_reward_model, score, vote_weights)
+from plumbing.sampling import generate
+from plumbing.similarity import SIMILARITIES
+from plumbing.task_files import read_rows
+from plumbing.templates import compile_formula, compile_template
+import verifier
+from verifier import Grade, Task, read_gold
+
+# ---- the types: each makes, of its part of the file, a function of lists (samples, items) -> scores,
+# with an exception in place of a score where there is none ------------------------------------
+
+OPERATIONS = {"eq": lambda left, right: left == right, "ne": lambda left, right: left != right,
+              "like": lambda left, right: right in left,
+              "ilike": lambda left, right: right.lower() in left.lower()}
 
 
-class RewardModel(nn.Module):
-    """The score of a response to a prompt: a linear map of the last hidden state of its last token,
-    its EOS, up to which the model has read all of it."""
-
-    def __init__(self, classifier):
-        super().__init__()
-        self.classifier = classifier  # AutoModelForSequenceClassification, num_labels=1
-        self.objective = getattr(classifier.config, "objective", "pairwise")
-
-    def forward(self, examples):
-        """examples: a list of (prompt ids, response ids). Returns: scores (batch,), float32."""
-        batch = pad(examples, self.classifier.device)
-        hidden = last_hidden(self.classifier.base_model, *batch)  # (batch, size)
-        return self.classifier.score(hidden.to(self.classifier.score.weight.dtype))[:, 0].float()
+def each(score_one):
+    """A function of lists out of one of a sample and its item."""
+    def score_all(samples, items):
+        scores = []
+        for sample, item in zip(samples, items, strict=True):
+            try:
+                scores.append(float(score_one(sample, item)))
+            except Exception as error:  # a sample may be anything
+                scores.append(error)
+        return scores
+    return score_all
 
 
-def load_reward_model(folder, device=None, dtype=None):
-    """A RewardModel in eval mode, and its tokenizer. folder: a run's, a Hugging Face one or a hub
-    name. Raises: SystemExit (code 2) where there is none."""
-    classifier, tokenizer = load_model(folder, device, dtype, head="reward model")
-    return RewardModel(classifier), tokenizer
+def string_check(spec):
+    """1 or 0. like: the input contains the reference; ilike: whatever their case."""
+    compare = OPERATIONS[spec["operation"]]
+    return each(lambda sample, item: compare(spec["input"](sample, item),
+                                             spec["reference"](sample, item)))
 
 
-def encode_responses(tokenizer, prompts, responses):
-    """[(prompt ids, response ids)] of texts: each response ends in EOS."""
-    return [(prompt, response + [tokenizer.eos_token_id]) for prompt, response in zip(
-        encode_prompts(tokenizer, prompts),
-        tokenizer(list(responses), add_special_tokens=False)["input_ids"], strict=True)]
+def text_similarity(spec):
+    """How alike input and reference are, from 0 to 1."""
+    measure = SIMILARITIES[spec["evaluation_metric"]](spec["evaluation_metric"])
+    return each(lambda sample, item: measure(spec["input"](sample, item),
+                                             spec["reference"](sample, item)))
 
 
-@torch.no_grad()
-def score(model, tokenizer, prompts, responses, batch_size=128):
-    """The model's scores of responses to prompts, texts: (batch,), on the CPU. A response that was
-    cut off is read as if it had ended there."""
-    examples = encode_responses(tokenizer, prompts, responses)
-    order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
-    scores = torch.zeros(len(examples))
-    for start in range(0, len(order), batch_size):
-        rows = order[start:start + batch_size]
-        scores[rows] = model([examples[i] for i in rows]).cpu()
-    return scores
+def python(spec):
+    tree = compile_grader(spec["source"])
+    return each(lambda sample, item: run_grader(tree, sample, item))
 
 
-def vote_weights(scores, objective):
-    """The votes of n samples to one question: P(right) = sigmoid(score) where that was learned. Of
-    comparisons only differences mean something: softmax, the strengths of Bradley and Terry."""
-    return scores.sigmoid() if objective == "binary" else scores.softmax(-1)
+def rule(spec):
+    """1 for the right answer, `partial` for another number: verifier.py's."""
+    def score_one(sample, item):
+        answer = read_gold(spec["answer"](sample, item))
+        if answer is None:
+            raise ValueError("the answer is neither a number nor a letter")
+        return verifier.reward(sample["output_text"], answer, spec.get("cot", "nl"),
+                               spec.get("choices"), spec.get("partial", 0.1))
+    return each(score_one)
 
 
-def add_scores(source, responses, n, args):
-    """Give each of n responses in a row to each problem (see eval.respond) `learned`, the score of
-    the reward model in the folder `source`, and `weight`, its vote."""
-    model, tokenizer = load_reward_model(source, args.device)
-    scores = score(model, tokenizer, [r["prompt"] for r in responses],
-                   [r["response"] for r in responses], args.micro_batch_size)
-    weights = vote_weights(scores.view(-1, n), model.objective).flatten()
-    for response, learned, weight in zip(responses, scores.tolist(), weights.tolist()):
-        response |= {"learned": learned, "weight": weight}
+def score_model(spec):
+    """By a reward model, the score (of right or wrong, P(right)) of the sample behind the input; by
+    a causal LM, the number that it writes behind the input, within `range`."""
+    low, high = spec.get("range", [0, 1])
+    reads_classes = "SequenceClassification" in str(config_of(spec["model"]).get("architectures"))
+    if reads_classes:
+        model, tokenizer = load_reward_model(spec["model"])
+    else:
+        model, tokenizer = load_model(spec["model"])
+
+    def score_all(samples, items):
+        prompts = [spec["input"](sample, item) for sample, item in zip(samples, items)]
+        if reads_classes:
+            scores = score(model, tokenizer, prompts, [s["output_text"] for s in samples])
+            return (scores.sigmoid() if model.objective == "binary" else scores).tolist()
+        numbers = [read_number(text) for [text] in generate(model, tokenizer, prompts, 16)]
+        return [ValueError("it wrote no number") if x is None or "/" in x else
+                min(high, max(low, float(x))) for x in numbers]
+    return score_all
 
 
-def check_context(model, tokenizer, prompts, max_new_tokens):
-    """Stop where a response and its EOS would not fit the reward model's context behind the longest
-    of the prompts, {split: texts}."""
-    every = [prompt for texts in prompts.values() for prompt in texts]
-    longest = max(map(len, encode_prompts(tokenizer, every)))
-    context = context_of(model.classifier)
-    if longest + max_new_tokens + 1 > context:
-        stop(f"the reward model: the longest prompt, {longest} tokens, leaves room for "
-             f"{max(0, context - longest - 1)} in the model's context of {context}, fewer than "
-             f"--max-new-tokens {max_new_tokens}: give at most that, or choose another")
+# type: (what makes its function, the fields that it takes, those that it may have besides)
+TYPES = {
+    "string_check": (string_check, {"input", "reference", "operation"}, set()),
+    "text_similarity": (text_similarity, {"input", "reference", "evaluation_metric"},
+                        {"pass_threshold"}),
+    "python": (python, {"source"}, {"image_tag"}),
+    "score_model": (score_model, {"input", "model"}, {"range", "sampling_params", "pass_threshold"}),
+    "rule": (rule, {"answer"}, {"cot", "choices", "partial"}),
+    "multi": (None, {"graders", "calculate_output"}, set())}
+CHOICES = {"operation": OPERATIONS, "evaluation_metric": SIMILARITIES, "cot": ["nl", "program"]}
+
+
+# ---- a grader file --------------------------------------------------------------------------
+
+
+class Grader:
+    """parts: {name: function}, one of them unless it is a multi; columns: of the items that its
+    templates read."""
+
+    def __init__(self, spec, where):
+        self.where, self.columns = where, set()
+        check_fields(spec, where)
+        if spec["type"] != "multi":
+            self.parts, self.formula = {"score": self.compile(spec, where)}, None
+            return
+        graders = spec["graders"]
+        if not isinstance(graders, dict) or not graders:
+            stop(f'{where}: its graders are {graders!r:.40}, and have to be {{"name": a grader, '
+                 "...}")
+        self.parts = {}
+        for name, part in graders.items():
+            inside = f"{where}, grader {name}"
+            check_fields(part, inside)
+            if part["type"] == "multi" or not name.isidentifier():
+                stop(f"{inside}: " + ("is a multi within a multi: write one formula"
+                                      if part["type"] == "multi" else
+                                      "its name stands in a formula: letters, digits and _"))
+            self.parts[name] = self.compile(part, inside)
+        try:
+            self.formula = compile_formula(spec["calculate_output"], graders)
+            for scores in corners(list(graders)):
+                self.formula(scores)
+        except ArithmeticError as error:
+            stop(f"{where}: calculate_output, {spec['calculate_output']}, has no value where "
+                 f"{', '.join(f'{name} is {x:g}' for name, x in scores.items())} ({error}), as "
+                 "may well be: mend the formula")
+        except ValueError as error:
+            stop(f"{where}: calculate_output: {error}")
+
+    def compile(self, spec, where):
+        """The function of a grader; its templates are functions by then."""
+        try:
+            if spec["type"] == "score_model":
+                spec = spec | {"input": joined(spec["input"])}
+            for name in ["input", "reference", "answer"]:
+                if name in spec:
+                    spec = spec | {name: self.template(spec[name], name)}
+            return TYPES[spec["type"]][0](spec)
+        except ValueError as error:
+            stop(f"{where}: {error}")
+
+    def template(self, text, name):
+        if not isinstance(text, str):
+            raise ValueError(f"its {name} is {text!r:.40}, and has to be a text")
+        fill, columns = compile_template(text)
+        self.columns |= columns
+        return fill
+
+    def score(self, sample, item):
+        """The score of a sample, a text, to an item, a dict: a finite number, 0 where it fails."""
+        [found] = self.score_all([sample], [item])
+        return found["score"]
+
+    def score_all(self, samples, items):
+        """For each sample a dict: score; parts, {name: score}; errors, {name: what failed}."""
+        samples = [as_sample(text) for text in samples]
+        parts = {name: part(samples, items) for name, part in self.parts.items()}
+        return [self.combine(dict(zip(parts, scores))) for scores in zip(*parts.values())]
+
+    def combine(self, scores):
+        errors = {name: x for name, x in scores.items() if isinstance(x, Exception)}
+        scores = scores | dict.fromkeys(errors, 0.0)
+        total = scores["score"] if self.formula is None else 0.0
+        if self.formula:
+            try:
+                total = self.formula(scores)
+            except (ArithmeticError, ValueError) as error:
+                errors["calculate_output"] = error
+        if not math.isfinite(total):
+            errors, total = errors | {"score": ValueError(f"it is {total}")}, 0.0
+        return {"score": total, "parts": scores if self.formula else {}, "errors": {
+            name: f"{type(error).__name__}: {str(error)[:200]}" for name, error in errors.items()}}
+
+
+def load_grader(source):
+    """A Grader. source: a dict, or the name of a .json file, in OpenAI's format. Raises: SystemExit
+    (code 2), with what is wrong with it."""
+    if isinstance(source, dict):
+        return Grader(source, "the grader")
+    try:
+        spec = json.loads(Path(source).read_text("utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        stop(f"{source}: cannot be read ({getattr(error, 'strerror', None) or error}); name a "
+             "grader's .json file")
+    except (ValueError, RecursionError) as error:
+        stop(f"{source} is not JSON ({error}): mend it")
+    return Grader(spec, str(source))
+
+
+def check_fields(spec, where):
+    """Stop at a grader that is none, of a type or with fields that are not known."""
+    if not isinstance(spec, dict):
+        stop(f"{where}: is {spec!r:.40}, and has to be a JSON object")
+    if str(spec.get("type")) not in TYPES:
+        stop(f"{where}: its type is {spec.get('type')!r}: give {', '.join(TYPES)}")
+    _, needed, more = TYPES[spec["type"]]
+    for name in sorted(needed - spec.keys()):
+        stop(f"{where}: a {spec['type']} grader needs the field {name!r}")
+    for name in sorted(spec.keys() - needed - more - {"type", "name"}):
+        near = difflib.get_close_matches(name, needed | more, 1)
+        stop(f"{where}: a {spec['type']} grader has no field {name!r}" +
+             (f": did you mean {near[0]!r}?" if near else f", but {', '.join(sorted(needed))}"))
+    for name in CHOICES.keys() & spec.keys():
+        if not isinstance(spec[name], str) or spec[name] not in CHOICES[name]:
+            stop(f"{where}: its {name} is {spec[name]!r}: give {', '.join(CHOICES[name])}")
+    for name in {"source", "model", "calculate_output", "choices"} & spec.keys():
+        if not isinstance(spec[name], str) or not spec[name].strip():
+            stop(f"{where}: its {name} is {spec[name]!r:.40}, and has to be a text")
+    for name in {"range"} & spec.keys():
+        if not isinstance(spec[name], list) or len(spec[name]) != 2 or not all(
+                isinstance(x, (int, float)) for x in spec[name]) or spec[name][0] >= spec[name][1]:
+            stop(f"{where}: its range is {spec[name]!r:.40}, and has to be [lowest, highest]")
+    for name in {"partial"} & spec.keys():
+        if type(spec[name]) not in (int, float):
+            stop(f"{where}: its {name} is {spec[name]!r:.40}, and has to be a number")
+
+
+def joined(messages):
+    """A score_model's messages as one text."""
+    try:
+        return messages if isinstance(messages, str) else "\n\n".join(
+            message["content"] for message in messages)
+    except (TypeError, KeyError):
+        raise ValueError(f"its input is {messages!r:.40}, and has to be a text, or messages with "
+                         "role and content") from None
+
+
+def corners(names):
+    """Scores at which a formula is tried: all 0, all 1, and each alone 0 or 1."""
+    for rest in (0.0, 1.0):
+        yield dict.fromkeys(names, rest)
+        for name in names:
+            yield dict.fromkeys(names, rest) | {name: 1 - rest}
+
+
+def config_of(folder):
+    path = Path(folder) / "model" if (Path(folder) / "model").is_dir() else Path(folder)
+    try:
+        return json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        raise ValueError(f"its model {folder} is no folder of a model here") from None
+
+
+def as_sample(text):
+    """What a grader knows of a response. output_json is None where it is no JSON."""
+    try:
+        parsed = loads(text)
+    except ValueError:
+        parsed = None
+    return {"output_text": text, "output_json": parsed, "output_tools": [],
+            "choices": [{"message": {"role": "assistant", "content": text}}]}
+
+
+# ---- a task whose responses are scored by a grader, or by a reward model ---------------------
+
+
+@dataclass(frozen=True)
+class GradedTask(Task):
+    """The rule still says which responses are right, where a problem has an answer that it can
+    compare; where it has none, right is what scores 1 or more."""
+    scored = True
+    grader: Grader = None
+
+    def grade(self, responses, problems) -> list[Grade]:
+        by_rule = super().grade(responses, problems)
+        found = self.grader.score_all(responses, [json.loads(row) for row in problems["item"]])
+        return [dataclasses.replace(
+            grade, score=x["score"], parts=x["parts"], failed=bool(x["errors"]),
+            correct=grade.correct if answer else x["score"] >= 1)
+            for grade, x, answer in zip(by_rule, found, problems["answer"])]
 
 
 @dataclass(frozen=True)
 class LearnedTask(Task):
     """A task whose responses are scored by a reward model. The rule still says which are right: to
     be logged, not to learn from."""
-    learned = True
+    scored = learned = True
     scorer: Callable = None  # (prompts, responses) -> scores (batch,)
 
     def grade(self, responses, problems) -> list[Grade]:
@@ -103,11 +311,72 @@ class LearnedTask(Task):
         return [dataclasses.replace(grade, score=x) for grade, x in zip(grades, scores)]
 
 
-def with_reward(task, source, args):
-    """The task, scored by the reward model in the folder `source`; the task itself for None."""
-    if source is None:
+def load_task(args, partial=0.1) -> Task:
+    """verifier.load_task, and what --reward names in place of the rule: a grader, a reward model."""
+    task = verifier.load_task(args, partial)
+    if args.reward is None:
         return task
-    model, tokenizer = load_reward_model(source, args.device, args.dtype)
+    if is_grader(args.reward):
+        return with_grader(task, args.reward)
+    model, tokenizer = load_reward_model(args.reward, args.device, args.dtype)
     check_context(model, tokenizer, task.all_prompts(), args.max_new_tokens)
     return LearnedTask(**vars(task), scorer=lambda prompts, responses: score(
         model, tokenizer, prompts, responses, args.micro_batch_size))
+
+
+def with_grader(task, source, tries=8):
+    """The task, scored by a grader. Stops where a template names a column that a problem has not,
+    or the grader fails on all of the first annotated solutions."""
+    grader = load_grader(source)
+    column = {"nl": "cot", "program": "program"}[task.cot]
+    for split, problems in {"train": task.train, "dev": task.dev, "test": task.test}.items():
+        items = list(map(json.loads, problems["item"])) if problems is not None else []
+        for number, item in enumerate(items, 1):
+            for missing in sorted(grader.columns - item.keys())[:1]:
+                stop(f"{grader.where}: {{{{ item.{missing} }}}}: row {number} of the {split} split "
+                     f"has no such column, only {', '.join(item)}")
+        solutions = problems[:tries][column] if items else []
+        found = grader.score_all(solutions, items[:tries])
+        if any(solutions) and all(x["errors"] for x in found):
+            name, reason = next(iter(found[0]["errors"].items()))
+            stop(f"{grader.where}: fails on the solution of row 1 of the {split} split, and of all "
+                 f"after it that were tried ({name}: {reason}): mend it, or look at it with python "
+                 "graders.py")
+        for x in found:
+            if not 0 <= x["score"] <= 1:
+                warn(f"{grader.where} scores outside of [0, 1]: {x['score']:g} for a solution. "
+                     "--kl-coef is weighed against that")
+    return GradedTask(**vars(task), grader=grader)
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("grader", help="a .json file")
+    parser.add_argument("--item", help="a .json file with the item, or the JSON itself")
+    parser.add_argument("--sample", help="what the model wrote")
+    args = parser.parse_args(argv)
+    grader = load_grader(args.grader)
+    print(f"{args.grader}: {', '.join(grader.parts)}; reads of the item: "
+          f"{', '.join(sorted(grader.columns)) or 'no column by a template'}")
+    if args.sample is None:
+        return
+    item = {}
+    if args.item:
+        try:
+            item = json.loads(args.item) if args.item.lstrip()[:1] == "{" else (
+                read_rows(args.item)[0] if args.item.endswith(".jsonl") else
+                json.loads(Path(args.item).read_text()))
+        except (OSError, ValueError) as error:
+            stop(f"--item {args.item:.60}: is no JSON object, nor a file of one ({error})")
+    [found] = grader.score_all([args.sample], [item])
+    for name, x in (found["parts"] | {"score": found["score"]}).items():
+        print(f"{name:14}{x:g}" + (f"   ({found['errors'][name]})"
+                                   if name in found["errors"] else ""))
+    if "calculate_output" in found["errors"]:
+        print(f"calculate_output: {found['errors']['calculate_output']}")
+    if not 0 <= found["score"] <= 1:
+        print("the score lies outside of [0, 1], which is allowed")
+
+
+if __name__ == "__main__":
+    main()

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from eval import dev_metrics, eval_kwargs, evaluate
-from graders import with_reward
+from graders import load_task
 from plumbing.advice import after_ppo
 from plumbing.checkpoints import guarded, set_seed
-from plumbing.cli import command, make_parser, number, text
+from plumbing.cli import command, make_parser, number
 from plumbing.figures import draw_curves
 from plumbing.models import load_to_train
 from plumbing.packing import pad, predict
@@ -35,7 +35,6 @@ from plumbing.run import Run
 from plumbing.sampling import check_room, encode_prompts, generate_ids
 from plumbing.schedule import rise_and_fall
 from sft import add_warmup_flags, warm_up
-from verifier import load_task
 
 NAMES = {"grpo": "GRPO", "rloo": "RLOO", "dr-grpo": "Dr. GRPO"}  # --advantage: what people call it
 
@@ -130,7 +129,7 @@ def train(args):
     run = Run(args, NAMES[args.advantage])
     args.warmup = warm_up(args)  # SFT for a few epochs, so that sampling finds right answers at all
     set_seed(args.seed)
-    task = with_reward(load_task(args, args.partial_reward), args.reward, args)
+    task = load_task(args, args.partial_reward)
     lm, tokenizer = load_to_train(args.warmup, args)  # in eval mode: with dropout rho would not be
     reference = copy.deepcopy(lm).requires_grad_(False)  # 1 at first
     check_room(lm, tokenizer, task.all_prompts(), args.max_new_tokens)
@@ -141,7 +140,7 @@ def train(args):
     run.begin(lm, [lm, optimizer, schedule, generator], args.steps, args.minibatch_size,
               args.eval_every, from_start={}, shows=["reward", "kl", "response_tokens"],
               measure=lambda: dev_metrics(lm, tokenizer, task, args, reference),
-              criterion="dev_score" if args.reward else "dev_accuracy")
+              criterion="dev_score" if task.scored else "dev_accuracy")
 
     for step in run.steps():
         # 1. Rollout: K responses to each question, of the policy itself, at T = 1
@@ -216,7 +215,7 @@ def finish(run, tokenizer, task, reference):
         count=len(task.test), start=lambda: reference,
         draw=lambda result: draw_curves([(run.name, [run.out])], f"{run.out}/curves.png",
                                         own=task.own_metrics([]), results={run.out: result}),
-        diagnose=lambda metrics: after_ppo(metrics, run.first["dev_accuracy"]),
+        diagnose=lambda metrics: after_ppo(metrics, run.first[run.criterion], run.criterion),
         proposals=[f"{command('sft.py', args, 'sft')}   # the baseline",
                    f"{command('reft_ppo.py', args, 'reft')}   # a value in place of the group",
                    f"python eval.py {args.warmup} {beside / 'sft'} {beside / 'reft'} {args.out}"])
@@ -244,9 +243,6 @@ def parse_args(argv=None):
     flags.add_argument("--kl-coef", type=number(float, 0), default=0.04,
                        help="beta, the weight of the KL to the warm-up model in the loss [0.04; "
                        "Dr. GRPO 0]")
-    flags.add_argument("--reward", type=text, default=None, metavar="FOLDER",
-                       help="a reward model, as reward_model.py makes it, whose score is the "
-                       "reward, and on dev chooses the model; the rule's verdict is logged beside")
     flags.add_argument("--partial-reward", type=number(float, 0), default=0.1,
                        help="the score of an answer that is a number, but wrong")
     flags.add_argument("--clip-eps", type=number(float, above=0), default=0.2,

@@ -3,6 +3,7 @@
     python reft_ppo.py                              # the embedded task, minutes on a laptop's CPU
     python reft_ppo.py --cot program                # the same with Python programs as solutions
     python reft_ppo.py --task my_task/              # your own problems: see docs/tasks.md
+    python reft_ppo.py --reward grader.json         # a grader in OpenAI's format: see graders.py
     python reft_ppo.py --reward out/reward_model    # RLHF: a learned score in place of the rule
 
 Papers: ReFT (arXiv 2401.08967v3), PPO (1707.06347), GAE (1506.02438).
@@ -25,11 +26,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from eval import dev_metrics, eval_kwargs, evaluate
-from graders import with_reward
+from graders import load_task
 from plumbing import files
 from plumbing.advice import after_ppo, after_rlhf
 from plumbing.checkpoints import guarded, set_seed
-from plumbing.cli import command, make_parser, number, text
+from plumbing.cli import command, is_grader, make_parser, number
 from plumbing.figures import draw_curves, draw_learned_reward
 from plumbing.models import load_to_train
 from plumbing.packing import pad, predict
@@ -39,7 +40,6 @@ from plumbing.run import Run
 from plumbing.sampling import check_room, encode_prompts, generate_ids
 from plumbing.schedule import rise_and_fall
 from sft import add_warmup_flags, warm_up
-from verifier import load_task
 
 
 # --- The formulas, in the order in which the algorithm uses them (ReFT section 3.2) ---
@@ -186,10 +186,10 @@ def score_tokens(policy, reference, rollout, size):
 
 
 def train(args):
-    run = Run(args, "RLHF" if args.reward else "ReFT")
+    run = Run(args, "RLHF" if has_reward_model(args) else "ReFT")
     args.warmup = warm_up(args)  # SFT for a few epochs, so that sampling finds right answers at all
     set_seed(args.seed)
-    task = with_reward(load_task(args, args.partial_reward), args.reward, args)
+    task = load_task(args, args.partial_reward)
     lm, tokenizer = load_to_train(args.warmup, args)
     # In eval mode, and they stay there: with dropout the first ratio would not be 1
     policy = PolicyWithValue(lm, separate=args.value == "separate")
@@ -199,12 +199,12 @@ def train(args):
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
     schedule = rise_and_fall(optimizer, args.steps, rise=5)
     generator = torch.Generator(lm.device).manual_seed(args.seed)
-    scale = RunningScale() if args.reward else nn.Identity()  # the rule's scores are as they are
+    scale = RunningScale() if task.learned else nn.Identity()  # a rule's scores are as they are
     samples = args.samples_per_question or 1
     run.begin(lm, [policy, optimizer, schedule, generator, scale], args.steps, args.minibatch_size,
               args.eval_every, from_start={}, shows=["reward", "kl", "response_tokens"],
               measure=lambda: dev_metrics(lm, tokenizer, task, args, reference.lm),
-              criterion="dev_score" if args.reward else "dev_accuracy")
+              criterion="dev_score" if task.scored else "dev_accuracy")
 
     for step in run.steps():
         # 1. Rollout: one response to each question, or several, of the policy itself, at T = 1
@@ -214,7 +214,7 @@ def train(args):
                                  batch_size=args.generate_batch_size)
         rollout = Rollout(*pad([(prompts[i], r) for i, r in zip(asked, responses)], lm.device))
 
-        # 2. Score: 1 for the right answer, 0.1 for a wrong number, 0 for none; or a learned score
+        # 2. Score: 1 for the right answer, 0.1 for a wrong number, 0 for none; or another score
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
         grades = task.grade(texts, task.train[asked])
         scores = torch.tensor([grade.score for grade in grades], device=lm.device)
@@ -286,7 +286,7 @@ def finish(run, tokenizer, task, reference):
     args = run.args
     beside = Path(args.out).parent
     more = {}
-    if args.reward:  # what its choice cost
+    if task.learned:  # what its choice cost
         best = max([{"step": 0} | run.first, *files.read_metrics(run.out)],
                    key=lambda m: m.get("dev_accuracy", -1))
         more["rule_would_choose"] = {name: best[name] for name in ["step", "dev_accuracy"]}
@@ -294,19 +294,23 @@ def finish(run, tokenizer, task, reference):
     def draw(result):
         draw_curves([(run.name, [run.out])], f"{run.out}/curves.png", own=task.own_metrics([]),
                     results={run.out: result})
-        if args.reward:
+        if task.learned:
             draw_learned_reward([run.out], f"{run.out}/overoptimised.png")
 
     run.finish(
         tokenizer, lambda model: evaluate(model, tokenizer, task.test, task=task,
                                           **eval_kwargs(args)),
         count=len(task.test), start=lambda: reference, draw=draw,
-        diagnose=lambda metrics: (after_rlhf(metrics, run.best) if args.reward else
-                                  after_ppo(metrics, run.first["dev_accuracy"])),
+        diagnose=lambda metrics: (after_rlhf(metrics, run.best) if task.learned else
+                                  after_ppo(metrics, run.first[run.criterion], run.criterion)),
         proposals=[f"{command('sft.py', args, 'sft')}   # the baseline",
                    f"{command('dpo.py', args, 'dpo')}   # pairs in place of a reward",
                    f"python eval.py {args.warmup} {beside / 'sft'} {beside / 'dpo'} {args.out}"],
         **more)
+
+
+def has_reward_model(args):
+    return args.reward is not None and not is_grader(args.reward)
 
 
 def parse_args(argv=None):
@@ -327,10 +331,7 @@ def parse_args(argv=None):
                        help="peak learning rate [3e-7; 3e-6 for a 125M model]")
     flags.add_argument("--kl-coef", type=number(float, 0), default=None,
                        help="beta, the KL penalty per nat to the warm-up model; without it, the "
-                       "paper's [0.05 nl, 0.01 program], or 0.3 with --reward")
-    flags.add_argument("--reward", type=text, default=None, metavar="FOLDER",
-                       help="RLHF: a reward model, as reward_model.py makes it, whose score is the "
-                       "reward, and on dev chooses the model; the rule's verdict is logged beside")
+                       "paper's [0.05 nl, 0.01 program], or 0.3 with a reward model")
     flags.add_argument("--partial-reward", type=number(float, 0), default=0.1,
                        help="the score of an answer that is a number, but wrong [0.1]")
     flags.add_argument("--gamma", type=number(float, 0, 1), default=1.0,
@@ -345,8 +346,8 @@ def parse_args(argv=None):
     flags.add_argument("--value", default=None, choices=["shared", "separate"],
                        help="a head on the policy, or a network of its own; without it shared")
     flags.add_argument("--vf-coef", type=number(float, 0), default=None,
-                       help="alpha, the weight of the value loss; without it 0.3, or 0.1 with "
-                       "--reward, whose returns are larger [5]")
+                       help="alpha, the weight of the value loss; without it 0.3, or 0.1 with a "
+                       "reward model, whose returns are larger [5]")
     flags.add_argument("--max-grad-norm", type=number(float, above=0), default=1.0, help="[1]")
     flags.add_argument("--eval-every", type=number(int, 1), default=20,
                        help="steps between evaluations on dev; two responses are shown then")
@@ -355,9 +356,9 @@ def parse_args(argv=None):
                        "the KL to the warm-up model (0: none)")
     args = parser.parse_args(argv)
     if args.kl_coef is None:
-        args.kl_coef = 0.3 if args.reward else {"nl": 0.05, "program": 0.01}[args.cot]
+        args.kl_coef = 0.3 if has_reward_model(args) else {"nl": 0.05, "program": 0.01}[args.cot]
     if args.vf_coef is None:
-        args.vf_coef = 0.1 if args.reward else 0.3
+        args.vf_coef = 0.1 if has_reward_model(args) else 0.3
     check_minibatch(parser, args)
     return args
 

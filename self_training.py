@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from eval import dev_metrics, eval_kwargs, evaluate, respond
+from graders import load_task
 from plumbing import files
 from plumbing.advice import after_self_training
 from plumbing.checkpoints import guarded, set_seed
@@ -32,17 +33,18 @@ from plumbing.sampling import check_room
 from plumbing.schedule import lr_factor
 from plumbing.task_files import read_rows
 from sft import add_warmup_flags, encode, micro_batches, not_finite, sft_loss, warm_up
-from verifier import load_task
 
 
 # --- What is kept of the samples ---
 
 
-def right_samples(samples, most, known=None):
-    """Of the graded samples of one question (see eval.respond) the right ones, each once and in the
-    order of sampling, at most so many. Left out are those that were cut off, and the one whose
-    tokens are `known`: the annotated solution is imitated anyhow."""
-    found = {tuple(s["ids"]): s for s in reversed(samples) if s["correct"] and s["ended"]}
+def right_samples(samples, most, known=None, above=None):
+    """Of the graded samples of one question (see eval.respond) the right ones, or those that score
+    more than `above`, each once and in the order of sampling, at most so many. Left out are those
+    that were cut off, and the one whose tokens are `known`: the annotated solution is imitated
+    anyhow."""
+    found = {tuple(s["ids"]): s for s in reversed(samples) if s["ended"] and (
+        s["correct"] if above is None else s["score"] > above)}
     found.pop(tuple(known or ()), None)
     return [s for s in samples if found.get(tuple(s["ids"])) is s][:most]
 
@@ -56,7 +58,7 @@ def sample_and_keep(model, tokenizer, task, asked, args, n, most, seed, known=No
     samples = respond(model, tokenizer, task.train.select(asked), task, n=n, temperature=1.0,
                       seed=seed, **eval_kwargs(args))
     of_question = [samples[start:start + n] for start in range(0, len(samples), n)]
-    kept = [right_samples(own, most, known[i] if known else None)
+    kept = [right_samples(own, most, known[i] if known else None, args.keep_above)
             for i, own in zip(asked, of_question)]
     right = [sum(s["correct"] for s in own) for own in of_question]
     return kept, {"samples": len(samples), "sample_accuracy": sum(right) / len(samples),
@@ -91,7 +93,8 @@ def train(args):
         optimizer, lambda step: lr_factor(step % args.steps, args.steps, rise, fall_from=rise))
     run.begin(model, [model, optimizer, schedule], args.rounds * args.steps, args.batch_size,
               args.eval_every, measure=lambda: dev_metrics(model, tokenizer, task, args),
-              from_start={}, shows=["loss"], facts={"rounds": []})
+              from_start={}, shows=["loss"], facts={"rounds": []},
+              criterion="dev_score" if task.scored else "dev_accuracy")
     pool = annotated
     if args.mode == "offline" and run.step % args.steps:  # resumed within a round
         pool = annotated + read_kept(run, annotated)
@@ -187,7 +190,8 @@ def finish(run, tokenizer, task):
         count=len(task.test), start=lambda: load_to_train(args.warmup, args)[0],
         draw=lambda result: draw_self_training(
             run.out, f"{run.out}/curves.png", task.own_metrics([]), run.first["dev_accuracy"]),
-        diagnose=lambda metrics: after_self_training(metrics, run.first["dev_accuracy"]),
+        diagnose=lambda metrics: after_self_training(metrics, run.first[run.criterion],
+                                                     run.criterion),
         proposals=[f"{command('sft.py', args, 'sft')}   # the baseline: no samples",
                    f"{command('reft_ppo.py', args, 'reft')}   # which learns from wrong ones, too",
                    f"python eval.py {args.warmup} {beside / 'sft'} {args.out} {beside / 'reft'}"])
@@ -207,6 +211,8 @@ def parse_args(argv=None):
     flags.add_argument("--lr", type=number(float, above=0), default=None,
                        help="peak learning rate. Without it 2e-3, or online 1e-3 [1e-5; 3e-7]")
     flags.add_argument("--max-grad-norm", type=number(float, above=0), default=1.0, help="[1]")
+    flags.add_argument("--keep-above", type=number(float), default=None,
+                       help="keep what scores more than this; without it, what is right")
     flags.add_argument("--eval-every", type=number(int, 1), default=None,
                        help="steps between evaluations on dev. Without it 64, or online 10")
     flags = parser.add_argument_group("offline")

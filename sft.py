@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from eval import dev_metrics, eval_kwargs, evaluate
+from graders import load_task
 from plumbing import files
 from plumbing.checkpoints import guarded, set_seed
 from plumbing.cli import make_parser, number, shared_flags, stop, text
@@ -23,7 +24,6 @@ from plumbing.packing import pad, predict
 from plumbing.run import Run
 from plumbing.sampling import check_room, encode_prompts
 from plumbing.schedule import rise_and_fall
-from verifier import load_task
 
 
 def encode(tokenizer, problems, task):
@@ -91,7 +91,8 @@ def train(args):
     run.begin(model, [model, optimizer, schedule], steps, args.batch_size, eval_every=per_epoch,
               measure=lambda: dev_metrics(model, tokenizer, task, args) | known_by_heart(
                   model, tokenizer, task, args),
-              order=range(len(examples)), shows=["epoch", "loss"])
+              order=range(len(examples)), shows=["epoch", "loss"],
+              criterion="dev_score" if task.scored else "dev_accuracy")
 
     model.train()
     for step in run.steps():

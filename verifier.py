@@ -15,12 +15,13 @@ Differs from the paper's code:
   - in multiple choice a wrong letter, or none, scores 0, as in the paper's text, not 0.1
   - programs are interpreted by plumbing/programs.py, never executed
 """
+import json
 import re
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
-from plumbing.cli import Parser, stop
+from plumbing.cli import Parser, is_grader, stop
 from plumbing.numbers import CLAUSE_END, OPENING, SPAN, read_number
 from plumbing.programs import interpret
 from plumbing.task_files import read_split, to_problem, warn_of_shared_questions
@@ -43,13 +44,16 @@ class Grade:
     extracted: str | None  # the answer it states
     correct: bool
     score: float  # the reward
+    parts: dict = field(default_factory=dict)  # of a grader's score: {name: score}
+    failed: bool | None = None  # whether the grader failed on it, where there is one
 
 
 @dataclass(frozen=True)
 class Task:
     """What is asked, and how a response to it is graded. Another `grade`, of a learned reward or of
     a grader, is another task to the algorithms: they hand it the problems as they find them."""
-    learned = False  # whether the scores are a model's
+    scored = False  # whether the scores are others than the rule's
+    learned = False  # and are a model's
     name: str = ""
     cot: str = "nl"
     choices: str | None = None  # the letters of a multiple-choice task
@@ -84,21 +88,24 @@ class Task:
 
 def load_task(args, partial=0.1) -> Task:
     """The task that a run's flags name, its problems with it. Warns of questions in two splits."""
-    train = load_problems(args.task, "train", args.limit)
-    dev, test = (load_problems(args.task, split, args.eval_limit) for split in ("dev", "test"))
+    items = is_grader(args.reward)
+    train = load_problems(args.task, "train", args.limit, items)
+    dev, test = (load_problems(args.task, split, args.eval_limit, items)
+                 for split in ("dev", "test"))
     warn_of_shared_questions(args.task, train["question"], dev=dev["question"],
                              test=test["question"])
     return Task(args.task, args.cot, choices_of(train), partial, train, dev, test)
 
 
-def load_problems(task, split, limit=None):
+def load_problems(task, split, limit=None, items=False):
     """One split ("train", "dev" or "test") as a datasets.Dataset of strings: question, cot,
-    program, answer; "" where there is none. `limit` keeps the first rows.
+    program, answer; "" where there is none. `limit` keeps the first rows. items: with a column
+    `item`, the whole row as JSON; an answer that the rule cannot compare is "" then.
 
     task: "word_problems" (embedded), "gsm8k", "svamp", "mathqa" (from the hub), or local:
       a folder with train.jsonl, dev.jsonl, test.jsonl (or .json); or a file of that kind, in the
       columns of GSM8K (question, answer ending "#### 72"), of mwp_ReFT (question, answer_cot,
-      answer_value) or ours. A file with train, dev or test in its name (gsm8k_train.jsonl) stands
+      answer_value), of OpenAI (messages, and others for a grader) or ours. A file with train, dev or test in its name (gsm8k_train.jsonl) stands
       for the siblings whose names differ in that word only, and one named as mwp_ReFT names its
       own (svamp_nl.json, svamp_python_sdp.json) has svamp_test_set.json beside it as its test.
     What becomes of missing splits: see plumbing.task_files.read_split.
@@ -106,7 +113,9 @@ def load_problems(task, split, limit=None):
     first = {}
 
     def convert(row, where):
-        problem = to_problem(row, where, read_gold)
+        problem = to_problem(row, where, read_gold, items)
+        if items:
+            problem["item"] = json.dumps(row, ensure_ascii=False)
         if is_letter(problem["answer"]) != is_letter(first.setdefault("answer", problem["answer"])):
             stop(f"{where} has the answer {problem['answer']!r}, row 1 has {first['answer']!r}: "
                  "all are to be numbers, or all letters")

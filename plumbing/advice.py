@@ -1,7 +1,8 @@
 """What went wrong in a run, from its metrics, as sentences with advice; none where nothing did."""
 
 
-def after_ppo(metrics, warmup_dev):
+def after_ppo(metrics, warmup_dev, criterion="dev_accuracy"):
+    """warmup_dev: what the warm-up has of the metric on dev that chooses the model."""
     tail = max(1, len(metrics) // 10)
     rewards = [sum(m["reward"] for m in metrics[i:i + tail]) / tail
                for i in range(len(metrics) - tail + 1)]
@@ -13,7 +14,7 @@ def after_ppo(metrics, warmup_dev):
         peak = metrics[rewards.index(max(rewards)) + tail - 1]["step"]
         found.append(f"The reward collapsed: {max(rewards):.2f} near step {peak}, "
                      f"{rewards[-1]:.2f} at the end. Try a smaller --lr or a larger --kl-coef.")
-    if max(rewards) >= 0.05 and all(m.get("dev_accuracy", 0.0) <= warmup_dev for m in metrics):
+    if max(rewards) >= 0.05 and all(m.get(criterion, warmup_dev) <= warmup_dev for m in metrics):
         found.append("No evaluation on dev was better than the warm-up, so the saved model is the "
                      "warm-up. Try more --steps, or look at the rewards in metrics.jsonl.")
     return found + far_from_the_warmup(metrics)
@@ -61,7 +62,7 @@ def after_dpo(metrics, criterion="dev_accuracy"):
     return []
 
 
-def after_self_training(metrics, warmup_dev):
+def after_self_training(metrics, warmup_dev, criterion="dev_accuracy"):
     """metrics: of steps that sampled, and of others."""
     solved = [m["solved"] for m in metrics if "solved" in m]
     found = []
@@ -69,7 +70,7 @@ def after_self_training(metrics, warmup_dev):
         found.append(f"At most {max(solved):.1%} of the questions had a right sample, so there was "
                      "hardly anything to keep. Try more --samples, more --warmup-epochs, or a "
                      "stronger --model.")
-    if all(m.get("dev_accuracy", 0.0) <= warmup_dev for m in metrics):
+    if all(m.get(criterion, warmup_dev) <= warmup_dev for m in metrics):
         found.append("No evaluation on dev was better than the warm-up, so the saved model is the "
                      "warm-up. Try more --steps, or another --lr.")
     return found

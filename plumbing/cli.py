@@ -93,6 +93,10 @@ def make_parser(description: str, out: str, trains=True) -> Parser:
                        help="word_problems, the embedded one; from the hub gsm8k (openai/gsm8k), "
                        "svamp (ChilleD/SVAMP) or mathqa (regisss/math_qa, multiple choice); a "
                        ".jsonl or .json file, or a folder of train, dev and test.jsonl")
+    flags.add_argument("--reward", type=text, default=None, metavar="FILE",
+                       help="what scores a response in place of the rule, and chooses the model on "
+                       "dev: a grader's .json file (see graders.py), or the folder of a reward "
+                       "model, as reward_model.py makes it")
     flags.add_argument("--cot", default="nl", choices=["nl", "program"],
                        help="solutions in words (N-CoT) or as Python programs (P-CoT)")
     if trains:
@@ -137,6 +141,11 @@ def shared_defaults() -> dict:
             if name not in ("out", "resume", "overwrite")}
 
 
+def is_grader(reward) -> bool:
+    """Whether --reward names a grader's file, and not a reward model's folder."""
+    return str(reward).endswith(".json")
+
+
 def as_argv(flags: dict) -> list[str]:
     """Those of the flags that are not a shared one at its default: ["--kl-coef=0.1", ...]."""
     usual = shared_defaults()
@@ -149,8 +158,10 @@ def as_flag(name: str) -> str:
 
 
 def shared_flags(args) -> list[str]:
-    """The flags that every script has, as args have them, as an argv."""
-    return as_argv({name: getattr(args, name) for name in shared_defaults()})
+    """The flags that every script has, as args have them, as an argv. A reward model stays where it
+    was named: what a warm-up or a baseline imitates needs none."""
+    return as_argv({name: getattr(args, name) for name in shared_defaults()
+                    if name != "reward" or is_grader(args.reward)})
 
 
 def command(script: str, args, name: str) -> str:

@@ -9,8 +9,8 @@ from plumbing.sampling import encode_prompts
 from plumbing.task_files import load_dataset, read_rows
 
 
-def make_pairs(responses, n, most):
-    """Right responses against wrong ones to the same question.
+def make_pairs(responses, n, most, by="correct"):
+    """Right responses against wrong ones to the same question; by="score": better against worse.
 
     Args: responses, n graded ones a problem in a row (see eval.respond); most, pairs a question.
     Returns: a list of {prompt, chosen, rejected}, texts; and counts of what became of the questions
@@ -22,11 +22,11 @@ def make_pairs(responses, n, most):
     for first in range(0, len(responses), n):
         ended = [r for r in responses[first:first + n] if r["ended"]]
         counts["cut_off"] += n - len(ended)
-        right = list(dict.fromkeys(r["response"] for r in ended if r["correct"]))
-        wrong = list(dict.fromkeys(r["response"] for r in ended if not r["correct"]))
-        counts["paired" if right and wrong else "all_right" if right else
-               "all_wrong" if wrong else "all_cut_off"] += 1
-        both = [(chosen, rejected) for chosen in right for rejected in wrong]
+        grade = {r["response"]: r[by] for r in ended}  # each text once
+        both = [(chosen, rejected) for chosen in grade for rejected in grade
+                if grade[chosen] > grade[rejected]]
+        counts["paired" if both else "all_cut_off" if not ended else
+               "all_right" if ended[0]["correct"] else "all_wrong"] += 1
         pairs += [{"prompt": responses[first]["prompt"], "chosen": chosen, "rejected": rejected}
                   for chosen, rejected in random.sample(both, min(most, len(both)))]
     return pairs, counts | {"pairs": len(pairs)}

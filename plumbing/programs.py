@@ -7,6 +7,7 @@ bounded, so the verdict depends on the program alone, not on how busy the machin
 is lazy (map, zip, generators), this makes lists.
 """
 import ast
+import contextlib
 import functools
 import itertools
 import math
@@ -38,10 +39,7 @@ def interpret(program, timeout=1.0):
     timeout: seconds of this thread's CPU time; the bounds on steps and values nearly always end a
     program long before.
     """
-    ONE_AT_A_TIME.acquire()
-    limit = sys.getrecursionlimit()
     try:
-        sys.setrecursionlimit(limit + 10 * MAX_DEPTH)  # so that only MAX_DEPTH ever decides
         blocks = program.split("```")
         source = next((block for block in blocks[1::2] + blocks[::2] if "def solution" in block),
                       program)
@@ -49,23 +47,32 @@ def interpret(program, timeout=1.0):
         source = textwrap.dedent(source).strip()
         if len(source) > MAX_SOURCE:
             raise Limit(f"more than {MAX_SOURCE} characters")
-        with warnings.catch_warnings():
+        with room_to_recurse(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an odd escape in a string
             tree = ast.parse(source)
-        interpreter, module = Interpreter(timeout), {}
-        if interpreter.run(tree.body, (module,)) is not None:
-            raise Limit("return, break or continue outside of a function or loop")
-        if "solution" not in module:
-            raise Limit("no function solution()")
-        return interpreter.made(module["solution"]()), None
+            interpreter, module = Interpreter(timeout), {}
+            if interpreter.run(tree.body, (module,)) is not None:
+                raise Limit("return, break or continue outside of a function or loop")
+            if "solution" not in module:
+                raise Limit("no function solution()")
+            return interpreter.made(module["solution"]()), None
     except Exception as error:  # whatever is wrong with the program, it has no value
         try:
             return None, f"{type(error).__name__}: {str(error)[:200]}"
         except ValueError:  # it quotes an integer of too many digits
             return None, type(error).__name__
-    finally:
-        sys.setrecursionlimit(limit)
-        ONE_AT_A_TIME.release()
+
+
+@contextlib.contextmanager
+def room_to_recurse():
+    """So that only MAX_DEPTH ever decides."""
+    with ONE_AT_A_TIME:
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(limit + 10 * MAX_DEPTH)
+        try:
+            yield
+        finally:
+            sys.setrecursionlimit(limit)
 
 
 def bounded(value):

@@ -52,6 +52,7 @@ def rollout_metrics(rollout, scores, grades, responses, eos, samples_per_questio
         "response_tokens": sum(map(len, responses)) / len(responses),
         "eos_rate": sum(eos in response for response in responses) / len(responses),
         "entropy": -rollout.logprobs[rollout.mask].mean().item()}
+    metrics |= mean_parts([(grade.parts, grade.failed) for grade in grades])
     if samples_per_question > 1:
         groups = scores.view(-1, samples_per_question)
         metrics["informative"] = (groups != groups[:, :1]).any(-1).float().mean().item()
@@ -61,6 +62,16 @@ def rollout_metrics(rollout, scores, grades, responses, eos, samples_per_questio
         metrics["explained_variance"] = 1 - (errors.var(unbiased=False) /
                                              returns.var(unbiased=False).clamp(min=1e-8)).item()
     return metrics
+
+
+def mean_parts(found):
+    """Metrics of the parts of a grader's scores, and of how often it failed. found: [(parts,
+    failed)]; failed is None where there is no grader."""
+    if found[0][1] is None:
+        return {}
+    return {"grader_errors": sum(failed for _, failed in found) / len(found)} | {
+        f"score_{name}": sum(parts[name] for parts, _ in found) / len(found)
+        for name in found[0][0]}
 
 
 def update_metrics(updates, log_ratio, clip_eps):

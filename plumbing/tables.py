@@ -10,7 +10,7 @@ from plumbing import files
 from plumbing.stats import best_of_n_kl, bootstrap, interval, percent
 
 COLUMNS = {"mean_tokens": ("tokens", ".1f"), "eos_rate": ("ended", ".1%"),
-           "score": ("learned score", ".2f")}
+           "score": ("mean score", ".2f")}
 RERANKED = ["rerank_at", "weighted_at", "best_of_score", "best_of_reward"]
 UNSEEN = {"accuracy", "no_answer", "chosen_logp"}  # what is measured and has no column of its own
 

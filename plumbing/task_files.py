@@ -127,17 +127,23 @@ def warn_of_shared_questions(task, train, **others):
                  "what is measured on them is memory")
 
 
-def to_problem(row, where, read_gold) -> dict:
+def to_problem(row, where, read_gold, graded=False) -> dict:
     """A row in any known format -> question, cot, program, answer; "" where there is none.
 
-    read_gold: a known answer -> how it is written here, None where it is none. Stops at such a row.
+    read_gold: a known answer -> how it is written here, None where it is none. Stops at such a row,
+    unless it is `graded` by something else than the answer.
     """
+    if "messages" in row:
+        row = {**row, **read_messages(row["messages"], where)}
     for name in row.keys() & {"question", "cot", "program", "answer_cot"}:
         if not isinstance(row[name], str | None):
             stop(f"{where}: its {name} is {row[name]!r:.40}, and has to be a text")
     for name in row.keys() & {"answer", "answer_value"}:
         if isinstance(row[name], list | dict):
-            stop(f"{where}: its {name} is {row[name]!r:.40}, and has to be a number or a letter")
+            if not graded:
+                stop(f"{where}: its {name} is {row[name]!r:.40}, and has to be a number or a "
+                     "letter")
+            row = {**row, name: ""}
     row = {name: "" if value is None else str(value).strip() for name, value in row.items()}
     if {"Problem", "options", "correct", "Rationale"} <= row.keys():  # MathQA on the hub
         question, answer = f"{row['Problem']}\n{row['options']}", row["correct"]
@@ -150,17 +156,32 @@ def to_problem(row, where, read_gold) -> dict:
     elif "answer_value" in row and "question" in row:  # mwp_ReFT
         question, answer, cot = row["question"], row["answer_value"], row.get("answer_cot", "")
         cot, program = ("", cot) if cot.startswith("def solution") else (cot, "")
-    elif "answer" in row and "question" in row:
-        question, answer = row["question"], row["answer"]
+    elif "question" in row and ("answer" in row or graded):
+        question, answer = row["question"], row.get("answer", "")
         cot, program = row.get("cot", ""), row.get("program", "")
         if "####" in answer:  # GSM8K's release; <<48/2=24>> are its calculator's annotations
             cot = re.sub(r"<<[^<>\n]*>>", "", answer.rpartition("####")[0]).strip()
             cot += f"\nThe answer is {read_gold(answer)}."
     else:
         stop(f"{where} has the columns {', '.join(row)}: it needs question and answer "
-             "(or question and answer_value)")
+             "(or question and answer_value, or messages)")
     gold = read_gold(answer)
-    if not question or gold is None:
+    if not question or (gold is None and not graded):
         stop(f"{where} has the question {question[:40]!r} and the answer {answer[-40:]!r}: it "
-             "needs a question, and an answer that is a number or a letter")
-    return {"question": question, "cot": cot, "program": program, "answer": gold}
+             "needs a question, and an answer that is a number or a letter, unless a grader "
+             "scores the responses: --reward grader.json")
+    return {"question": question, "cot": cot, "program": program, "answer": gold or ""}
+
+
+def read_messages(messages, where):
+    """OpenAI's form of a row: what comes before the response is its question; a last message of the
+    assistant is the solution to imitate."""
+    try:
+        turns = [(message["role"], message["content"]) for message in messages]
+    except (TypeError, KeyError):
+        turns = []
+    if not turns or not all(isinstance(text, str) for turn in turns for text in turn):
+        stop(f"{where}: its messages are {messages!r:.60}, and have to be a list of objects with "
+             "role and content, texts")
+    solution = turns.pop()[1] if turns[-1][0] == "assistant" and len(turns) > 1 else ""
+    return {"question": "\n\n".join(text for _, text in turns), "cot": solution}
