@@ -1,6 +1,7 @@
-"""How fast the rule is, on one core: python -m tests.bench_verifier"""
+"""How fast the rule and graders are, on one core: python -m tests.bench_verifier"""
 import time
 
+from graders import load_grader
 from plumbing.programs import interpret
 from verifier import extract_answer, run_program
 
@@ -19,6 +20,20 @@ WORDS = "47 + 28: 47 + 20 = 67, 67 + 8 = 75. 75 x 3: 70 x 3 = 210, 5 x 3 = 15, 2
         "The answer is 225."
 
 
+GRADER = """import re
+def grade(sample, item):
+    found = re.search('answer is ([0-9]+)', sample['output_text'])
+    if not found:
+        return 0.0
+    return 1.0 if found.group(1) == item['answer'] else 0.1
+"""
+GRADERS = {
+    "string_check": {"type": "string_check", "input": "{{ sample.output_text }}",
+                     "reference": "{{ item.answer }}", "operation": "eq"},
+    "rule": {"type": "rule", "answer": "{{ item.answer }}"},
+    "python, six lines with re": {"type": "python", "source": GRADER}}
+
+
 def per_second(function, argument, seconds=1.0):
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
@@ -34,6 +49,11 @@ def main():
             ("endless loop, until its steps end", interpret, "while True:\n    pass"),
             ("solution in words", extract_answer, WORDS)]:
         print(f"{name:36}{per_second(function, argument):10,.0f} a second")
+    for name, spec in GRADERS.items():
+        grader = load_grader(spec)
+        rate = 100 * per_second(lambda text: grader.score_all([text] * 100, [{"answer": "225"}] * 100),
+                                WORDS)
+        print(f"grader: {name:28}{rate:10,.0f} a second")
 
 
 if __name__ == "__main__":
