@@ -125,21 +125,23 @@ def draw_learned_reward(runs, path, smooth=5):
     A dot is where the accuracy is at its peak: where the reward goes on rising from there, the two
     part, and it is over-optimised. runs: folders that differ in their seed alone."""
     figure, axes = panels(["over steps", "over the KL to the warm-up"], width=4.6, sharex=False)
+    twins = [ax.twinx() for ax in axes]
     for run in runs:
         metrics = files.read_metrics(run)
 
         def mean(key):
             return [statistics.mean(m[key] for m in metrics[max(0, at - smooth + 1):at + 1])
                     for at in range(len(metrics))]
-        for ax, x, label in zip(axes, [[m["step"] for m in metrics], mean("kl")],
-                                ["step", "KL, nats a response"]):
-            twin, accuracy = ax.twinx(), mean("accuracy")
-            peak = accuracy.index(max(accuracy))
+        accuracy = mean("accuracy")
+        peak = accuracy.index(max(accuracy))
+        for ax, twin, x in zip(axes, twins, [[m["step"] for m in metrics], mean("kl")]):
             ax.plot(x, accuracy, "C0", lw=1)
             ax.plot(x[peak], accuracy[peak], "C0o", ms=5)
             twin.plot(x, mean("reward"), "C3", lw=1)
-            ax.set(xlabel=label, ylabel="right by the rule (blue)", ylim=(0, 1))
-            twin.set_ylabel("learned reward (red)" if ax is axes[-1] else "")
+    axes[0].set_ylabel("right by the rule (blue)")
+    twins[-1].set_ylabel("learned reward (red)")
+    for ax, label in zip(axes, ["step", "KL, nats a response"]):
+        ax.set(xlabel=label, ylim=(0, 1))
     save(figure, path)
 
 
