@@ -152,8 +152,7 @@ def pairs_of_a_task(args, run, policy, tokenizer, size):
                 lambda model, part: evaluate(model, tokenizer, part, task=task,
                                              **eval_kwargs(args)),
                 lambda model: dev_metrics(model, tokenizer, task, args, reference),
-                facts, criterion="dev_score" if task.scored else "dev_accuracy", sampled=sampled,
-                cost=cost)
+                facts, criterion=task.criterion, sampled=sampled, cost=cost)
 
 
 def pairs_alone(args, run, policy, tokenizer, size):
@@ -294,8 +293,8 @@ def parse_args(argv=None):
     flags = parser.add_argument_group("pairs")
     flags.add_argument("--pairs", type=text, default=None,
                        help="a file with prompt, chosen and rejected, or a hub name; without it, "
-                       "the warm-up's samples, right against wrong, or by --reward. With --task none, a tenth of "
-                       "the pairs stands in for dev and test problems")
+                       "the warm-up's samples, right against wrong, or by --reward. With --task "
+                       "none, a tenth of the pairs stands in for dev and test problems")
     flags.add_argument("--samples", type=number(int, 2), default=16,
                        help="responses sampled to each training question")
     flags.add_argument("--pairs-per-question", type=number(int, 1), default=8, help="at most")

@@ -34,7 +34,7 @@ from plumbing.templates import compile_formula, compile_template
 import verifier
 from verifier import Grade, Task, read_gold
 
-# ---- the types: each makes, of its part of the file, a function of lists (samples, items) -> scores,
+# ---- the types: each makes of its part of the file a function of lists, (samples, items) -> scores
 # with an exception in place of a score where there is none ------------------------------------
 
 OPERATIONS = {"eq": lambda left, right: left == right, "ne": lambda left, right: left != right,
@@ -112,7 +112,8 @@ TYPES = {
     "text_similarity": (text_similarity, {"input", "reference", "evaluation_metric"},
                         {"pass_threshold"}),
     "python": (python, {"source"}, {"image_tag"}),
-    "score_model": (score_model, {"input", "model"}, {"range", "sampling_params", "pass_threshold"}),
+    "score_model": (score_model, {"input", "model"},
+                    {"range", "sampling_params", "pass_threshold"}),
     "rule": (rule, {"answer"}, {"cot", "choices", "partial"}),
     "multi": (None, {"graders", "calculate_output"}, set())}
 CHOICES = {"operation": OPERATIONS, "evaluation_metric": SIMILARITIES, "cot": ["nl", "program"]}
@@ -312,7 +313,7 @@ class LearnedTask(Task):
 
 
 def load_task(args, partial=0.1) -> Task:
-    """verifier.load_task, and what --reward names in place of the rule: a grader, a reward model."""
+    """verifier.load_task, with what --reward names in place of the rule."""
     task = verifier.load_task(args, partial)
     if args.reward is None:
         return task

@@ -140,7 +140,7 @@ def train(args):
     run.begin(lm, [lm, optimizer, schedule, generator], args.steps, args.minibatch_size,
               args.eval_every, from_start={}, shows=["reward", "kl", "response_tokens"],
               measure=lambda: dev_metrics(lm, tokenizer, task, args, reference),
-              criterion="dev_score" if task.scored else "dev_accuracy")
+              criterion=task.criterion)
 
     for step in run.steps():
         # 1. Rollout: K responses to each question, of the policy itself, at T = 1

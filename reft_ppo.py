@@ -204,7 +204,7 @@ def train(args):
     run.begin(lm, [policy, optimizer, schedule, generator, scale], args.steps, args.minibatch_size,
               args.eval_every, from_start={}, shows=["reward", "kl", "response_tokens"],
               measure=lambda: dev_metrics(lm, tokenizer, task, args, reference.lm),
-              criterion="dev_score" if task.scored else "dev_accuracy")
+              criterion=task.criterion)
 
     for step in run.steps():
         # 1. Rollout: one response to each question, or several, of the policy itself, at T = 1

@@ -93,8 +93,7 @@ def train(args):
         optimizer, lambda step: lr_factor(step % args.steps, args.steps, rise, fall_from=rise))
     run.begin(model, [model, optimizer, schedule], args.rounds * args.steps, args.batch_size,
               args.eval_every, measure=lambda: dev_metrics(model, tokenizer, task, args),
-              from_start={}, shows=["loss"], facts={"rounds": []},
-              criterion="dev_score" if task.scored else "dev_accuracy")
+              from_start={}, shows=["loss"], facts={"rounds": []}, criterion=task.criterion)
     pool = annotated
     if args.mode == "offline" and run.step % args.steps:  # resumed within a round
         pool = annotated + read_kept(run, annotated)

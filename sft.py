@@ -91,8 +91,7 @@ def train(args):
     run.begin(model, [model, optimizer, schedule], steps, args.batch_size, eval_every=per_epoch,
               measure=lambda: dev_metrics(model, tokenizer, task, args) | known_by_heart(
                   model, tokenizer, task, args),
-              order=range(len(examples)), shows=["epoch", "loss"],
-              criterion="dev_score" if task.scored else "dev_accuracy")
+              order=range(len(examples)), shows=["epoch", "loss"], criterion=task.criterion)
 
     model.train()
     for step in run.steps():

@@ -62,6 +62,11 @@ class Task:
     dev: "datasets.Dataset" = None
     test: "datasets.Dataset" = None
 
+    @property
+    def criterion(self) -> str:
+        """The metric on dev that chooses the model."""
+        return "dev_score" if self.scored else "dev_accuracy"
+
     def prompts(self, problems) -> list[str]:
         return [format_prompt(question, self.cot) for question in problems["question"]]
 
@@ -105,9 +110,10 @@ def load_problems(task, split, limit=None, items=False):
     task: "word_problems" (embedded), "gsm8k", "svamp", "mathqa" (from the hub), or local:
       a folder with train.jsonl, dev.jsonl, test.jsonl (or .json); or a file of that kind, in the
       columns of GSM8K (question, answer ending "#### 72"), of mwp_ReFT (question, answer_cot,
-      answer_value), of OpenAI (messages, and others for a grader) or ours. A file with train, dev or test in its name (gsm8k_train.jsonl) stands
-      for the siblings whose names differ in that word only, and one named as mwp_ReFT names its
-      own (svamp_nl.json, svamp_python_sdp.json) has svamp_test_set.json beside it as its test.
+      answer_value), of OpenAI (messages, and others for a grader) or ours. A file with train, dev
+      or test in its name (gsm8k_train.jsonl) stands for the siblings whose names differ in that
+      word only, and one named as mwp_ReFT names its own (svamp_nl.json, svamp_python_sdp.json) has
+      svamp_test_set.json beside it as its test.
     What becomes of missing splits: see plumbing.task_files.read_split.
     """
     first = {}

@@ -51,7 +51,8 @@ def collect(root, seeds):
 
 def tables(results):
     return {cot: table(
-        ["", "test accuracy", "KL at the end, nats", "tokens trained", "seconds of steps", "memory"],
+        ["", "test accuracy", "KL at the end, nats", "tokens trained", "seconds of steps",
+         "memory"],
         [[title, mean_and_spread(row["accuracy"]), f"{statistics.mean(row['kl']):.1f}",
           f"{statistics.mean(row['tokens']) / 1e6:.1f} M",
           f"{statistics.mean(row['seconds']):.0f}",

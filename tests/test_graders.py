@@ -136,7 +136,8 @@ def test_string_check_by_hand(operation, sample, reference, score):
      "a\nb:xyz", {}, 3),
     (["assert item['ok'], 'no'", "return 1"], "", {"ok": True}, 1),
     (["total: float = 0", "for w in item['words']:", "    if w in sample['output_text'].lower():",
-      "        total += 1", "return total / len(item['words'])"], "A b", {"words": ["a", "z"]}, .5)])
+      "        total += 1", "return total / len(item['words'])"], "A b", {"words": ["a", "z"]},
+     0.5)])
 def test_python_by_hand(lines, sample, item, score):
     assert load_grader(python(*lines)).score(sample, item) == pytest.approx(score)
 
@@ -294,8 +295,9 @@ def test_multi_whose_formula_fails_on_a_sample_scores_0():
     assert "calculate_output" in fails["errors"] and not works["errors"]
 
 
-ODD = ["", " ", "\0", "\ud800", "{", "[]", "null", "1e999", "[" * 20000, '{"a":' * 5000, "a" * 10**5,
-       '{"a": 1, "a": 2}', "NaN", "\n" * 1000, "{{ item.x }}", "9" * 5000, '"\\ud800"', "-0", "𝟘"]
+ODD = ["", " ", "\0", "\ud800", "{", "[]", "null", "1e999", "[" * 20000, '{"a":' * 5000,
+       "a" * 10**5, '{"a": 1, "a": 2}', "NaN", "\n" * 1000, "{{ item.x }}", "9" * 5000,
+       '"\\ud800"', "-0", "𝟘"]
 
 
 def test_no_sample_makes_a_grader_raise():
