@@ -9,8 +9,7 @@ import torch
 from plumbing import files
 from plumbing.stats import best_of_n_kl, bootstrap, interval, percent
 
-COLUMNS = {"mean_tokens": ("tokens", ".1f"), "eos_rate": ("ended", ".1%"),
-           "score": ("mean score", ".2f")}
+COLUMNS = {"mean_tokens": ("tokens", ".1f"), "eos_rate": ("ended", ".1%")}
 RERANKED = ["rerank_at", "weighted_at", "best_of_score", "best_of_reward"]
 UNSEEN = {"accuracy", "no_answer", "chosen_logp"}  # what is measured and has no column of its own
 
@@ -24,11 +23,18 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
 
 
+def own_column(name):
+    """The title and the form of what only some tasks measure: fractions, and a grader's scores."""
+    return (name.replace("score_", "").replace("score", "mean score"),
+            ".3f" if name.startswith("score") else ".1%")
+
+
 def accuracy_table(measured, count):
     """The table that a run ends with. measured: {name: what was measured on `count` problems}; a
     task's own metrics are fractions, and have columns of their names."""
     first = next(iter(measured.values()))
-    columns = {name: COLUMNS.get(name, (name, ".1%")) for name in first if name not in UNSEEN}
+    columns = {name: COLUMNS.get(name) or own_column(name) for name in first
+               if name not in UNSEEN}
     rows = [[name, percent(m["accuracy"], count), *(
         format(m[key], form) for key, (_, form) in columns.items())]
         for name, m in measured.items()]
@@ -107,7 +113,7 @@ def comparison_tables(rows):
     first = rows[0]
     standard = {"name", "split", "problems", "accuracies", "interval", "difference", "accuracy",
                 "mean_tokens", "eos_rate", "no_answer", "pass_at", "maj_at", "kl", "kl_error",
-                "cost", "score", *RERANKED}
+                "cost", *RERANKED}
     own = list(dict.fromkeys(key for row in rows for key in row if key not in standard))
     at = [(key, k) for k in first.get("pass_at", {}) for key in ["maj", "pass"]
           if (key, int(k)) != ("maj", 1)]  # of one sample the two are the same
@@ -115,10 +121,10 @@ def comparison_tables(rows):
              "seconds": "seconds", "peak_memory_mb": "MB"}
     parts = [table(
         ["run", f"{first['split']} accuracy [95%]", f"minus {first['name']}", "tokens", "ended",
-         "no answer", *own],
+         "no answer", *(own_column(key)[0] for key in own)],
         [[row["name"], accuracy_cell(row), difference_cell(row), cell(row, ".1f", "mean_tokens"),
           cell(row, ".1%", "eos_rate"), cell(row, ".1%", "no_answer"),
-          *(cell(row, ".1%", key) for key in own)] for row in rows])]
+          *(cell(row, own_column(key)[1], key) for key in own)] for row in rows])]
     if at:
         parts.append(table(
             ["samples at T = 1", *(f"{key}@{k}" for key, k in at), "KL to warm-up, nats"],
