@@ -215,15 +215,16 @@ def parse_args(argv=None):
     flags.add_argument("--eval-every", type=number(int, 1), default=None,
                        help="steps between evaluations on dev. Without it 64, or online 10")
     flags = parser.add_argument_group("offline")
-    flags.add_argument("--samples", type=number(int, 1), default=24,
-                       help="responses to each training question at T = 1, a round [100]")
-    flags.add_argument("--keep", type=number(int, 1), default=10,
-                       help="right ones to keep of a question, at most [10]")
-    flags.add_argument("--from", default="base", choices=["base", "warmup"],
+    flags.add_argument("--samples", type=number(int, 1), default=None,
+                       help="responses to each training question at T = 1, a round. Without it 24 "
+                       "[100]")
+    flags.add_argument("--keep", type=number(int, 1), default=None,
+                       help="right ones to keep of a question, at most. Without it 10 [10]")
+    flags.add_argument("--from", default=None, choices=["base", "warmup"],
                        help="what the first round trains: the model before the warm-up, or after "
-                       "it [base]; later rounds go on from the round before")
-    flags.add_argument("--rounds", type=number(int, 1), default=1,
-                       help="each samples from the model of the round before [1]")
+                       "it. Without it base [base]; later rounds go on from the round before")
+    flags.add_argument("--rounds", type=number(int, 1), default=None,
+                       help="each samples from the model of the round before. Without it 1 [1]")
     flags = parser.add_argument_group("online")
     flags.add_argument("--minibatch-size", type=number(int, 1), default=128,
                        help="questions an update")
@@ -235,9 +236,12 @@ def parse_args(argv=None):
                          "eval_every": (64, 10)}.items():
         if getattr(args, name) is None:
             setattr(args, name, values[online])
-    if online and args.rounds > 1:
-        parser.error("--rounds: --mode online samples anew in every step, and has no rounds; leave "
-                     "it out")
+    for name, value in {"samples": 24, "keep": 10, "from": "base", "rounds": 1}.items():
+        if online and getattr(args, name) is not None:
+            parser.error(f"--{name}: --mode online samples anew in every step, from the warm-up "
+                         "on, and has no rounds; leave it out")
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     if online:
         setattr(args, "from", "warmup")  # the base model would sample nothing that is right
     return args

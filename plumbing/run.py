@@ -130,8 +130,8 @@ class Run:
         what, values, rows, cause = next(s for s in suspects if not s[1].isfinite().all())
         place = tuple((~values.isfinite()).nonzero()[0].tolist())
         row = f" of training row {rows[place[0]] + 1}" if rows is not None else ""
-        if cause is None and not any(isinstance(part, torch.optim.Optimizer) and part.state
-                                     for part in self.parts):
+        if cause is None and self.step == 1 and not any(
+                isinstance(part, torch.optim.Optimizer) and part.state for part in self.parts):
             cause = "As nothing has been learned yet, the model itself overflows there"
         elif cause is None:
             cause = f"Probably --lr {self.args.lr:g} is too high: try a tenth of it"
