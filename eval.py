@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from graders import add_scores, check_context, load_reward_model, with_grader
+from graders import with_grader
 from plumbing import figures, files
 from plumbing.checkpoints import guarded
 from plumbing.cli import is_grader, make_parser, number, stop, text
 from plumbing.models import load_model
 from plumbing.packing import pad, predict
+from plumbing.reward_models import add_scores, check_context, load_reward_model
 from plumbing.rollouts import mean_parts
 from plumbing.sampling import (check_room, encode_prompts, generate,  # noqa: F401 (generate)
                                generate_rows)

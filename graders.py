@@ -14,7 +14,6 @@ Differs from it:
 """
 
 import dataclasses
-import difflib
 import json
 import math
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ from pathlib import Path
 from typing import Callable
 
 from plumbing.cli import Parser, is_grader, stop, warn
+from plumbing.grader_fields import check_fields, config_of, corners, joined
 from plumbing.grader_programs import compile_grader, loads, run_grader
 from plumbing.models import load_model
 from plumbing.numbers import read_number
-from plumbing.reward_models import (RewardModel, add_scores, check_context,  # noqa: F401
-                                    encode_responses, load_reward_model, score, vote_weights)
+from plumbing.reward_models import check_context, load_reward_model, score
 from plumbing.sampling import generate
 from plumbing.similarity import SIMILARITIES
 from plumbing.task_files import read_rows
@@ -128,7 +127,7 @@ class Grader:
 
     def __init__(self, spec, where):
         self.where, self.columns = where, set()
-        check_fields(spec, where)
+        check_fields(spec, where, TYPES, CHOICES)
         if spec["type"] != "multi":
             self.parts, self.formula = {"score": self.compile(spec, where)}, None
             return
@@ -139,7 +138,7 @@ class Grader:
         self.parts = {}
         for name, part in graders.items():
             inside = f"{where}, grader {name}"
-            check_fields(part, inside)
+            check_fields(part, inside, TYPES, CHOICES)
             if part["type"] == "multi" or not name.isidentifier():
                 stop(f"{inside}: " + ("is a multi within a multi: write one formula"
                                       if part["type"] == "multi" else
@@ -214,60 +213,6 @@ def load_grader(source):
     except (ValueError, RecursionError) as error:
         stop(f"{source} is not JSON ({error}): mend it")
     return Grader(spec, str(source))
-
-
-def check_fields(spec, where):
-    """Stop at a grader that is none, of a type or with fields that are not known."""
-    if not isinstance(spec, dict):
-        stop(f"{where}: is {spec!r:.40}, and has to be a JSON object")
-    if str(spec.get("type")) not in TYPES:
-        stop(f"{where}: its type is {spec.get('type')!r}: give {', '.join(TYPES)}")
-    _, needed, more = TYPES[spec["type"]]
-    for name in sorted(needed - spec.keys()):
-        stop(f"{where}: a {spec['type']} grader needs the field {name!r}")
-    for name in sorted(spec.keys() - needed - more - {"type", "name"}):
-        near = difflib.get_close_matches(name, needed | more, 1)
-        stop(f"{where}: a {spec['type']} grader has no field {name!r}" +
-             (f": did you mean {near[0]!r}?" if near else f", but {', '.join(sorted(needed))}"))
-    for name in CHOICES.keys() & spec.keys():
-        if not isinstance(spec[name], str) or spec[name] not in CHOICES[name]:
-            stop(f"{where}: its {name} is {spec[name]!r}: give {', '.join(CHOICES[name])}")
-    for name in {"source", "model", "calculate_output", "choices"} & spec.keys():
-        if not isinstance(spec[name], str) or not spec[name].strip():
-            stop(f"{where}: its {name} is {spec[name]!r:.40}, and has to be a text")
-    for name in {"range"} & spec.keys():
-        if not isinstance(spec[name], list) or len(spec[name]) != 2 or not all(
-                isinstance(x, (int, float)) for x in spec[name]) or spec[name][0] >= spec[name][1]:
-            stop(f"{where}: its range is {spec[name]!r:.40}, and has to be [lowest, highest]")
-    for name in {"partial"} & spec.keys():
-        if type(spec[name]) not in (int, float):
-            stop(f"{where}: its {name} is {spec[name]!r:.40}, and has to be a number")
-
-
-def joined(messages):
-    """A score_model's messages as one text."""
-    try:
-        return messages if isinstance(messages, str) else "\n\n".join(
-            message["content"] for message in messages)
-    except (TypeError, KeyError):
-        raise ValueError(f"its input is {messages!r:.40}, and has to be a text, or messages with "
-                         "role and content") from None
-
-
-def corners(names):
-    """Scores at which a formula is tried: all 0, all 1, and each alone 0 or 1."""
-    for rest in (0.0, 1.0):
-        yield dict.fromkeys(names, rest)
-        for name in names:
-            yield dict.fromkeys(names, rest) | {name: 1 - rest}
-
-
-def config_of(folder):
-    path = Path(folder) / "model" if (Path(folder) / "model").is_dir() else Path(folder)
-    try:
-        return json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
-        raise ValueError(f"its model {folder} is no folder of a model here") from None
 
 
 def as_sample(text):

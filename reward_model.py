@@ -26,14 +26,14 @@ import torch
 import torch.nn.functional as F
 
 from eval import eval_kwargs, respond
-from graders import (RewardModel, encode_responses, load_reward_model,  # noqa: F401
-                     score)
 from plumbing import files
 from plumbing.checkpoints import guarded, set_seed
 from plumbing.cli import command, make_parser, number, stop, text
 from plumbing.figures import draw_calibration
 from plumbing.models import load_model, load_to_train
 from plumbing.pairs import hold_out, load_pairs, make_pairs
+from plumbing.reward_models import (RewardModel, encode_responses,  # noqa: F401
+                                    load_reward_model, score)
 from plumbing.run import Run
 from plumbing.sampling import check_room, context_of
 from plumbing.schedule import rise_and_fall

@@ -10,10 +10,8 @@ import verifier
 from graders import GradedTask, load_grader, load_task
 from plumbing.cli import make_parser
 from plumbing.files import write_lines
-from plumbing.grader_programs import compile_grader, run_grader
 from plumbing.templates import compile_formula, compile_template
 from tests.tiny import save_answers, save_reward_model
-from verifier import Task
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TEXT = "{{ sample.output_text }}"

@@ -7,8 +7,8 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForSequence
                           PreTrainedTokenizerFast)
 
 import eval as evaluation
-from graders import RewardModel
 from plumbing import packing
+from plumbing.reward_models import RewardModel
 
 # Of transformers' many kinds: rotary positions and absolute ones, heads that share their keys,
 # local attention, tied embeddings, a BOS of its own or one that is the EOS, no padding token.
