@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import dpo
 import reward_model
 from eval import respond as eval_respond
-from plumbing.reward_models import load_reward_model, score
 from plumbing import files
 from plumbing.checkpoints import set_seed
+from plumbing.reward_models import load_reward_model, score
 from reward_model import (binary_loss, graded_lists, margins_of, measure, pair_accuracy,
                           pairwise_loss, ranked_loss)
 from tests.killed import ended
