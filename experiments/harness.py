@@ -20,7 +20,7 @@ import torch
 from plumbing import files
 from plumbing.cli import HOME, stop
 
-NAMES = ["main", "comparison", "rivals", "rlhf", "frontier", "dpo_losses", "ablations",
+NAMES = ["main", "comparison", "rivals", "judges", "rlhf", "frontier", "dpo_losses", "ablations",
          "warmups", "overfit"]
 RESULTS = Path(__file__).parent / "results"
 FIGURES = HOME / "docs" / "figures"
