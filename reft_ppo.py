@@ -200,7 +200,7 @@ def train(args):
     schedule = rise_and_fall(optimizer, args.steps, rise=5)
     generator = torch.Generator(lm.device).manual_seed(args.seed)
     scale = RunningScale() if task.learned else nn.Identity()  # a rule's scores are as they are
-    samples = args.samples_per_question or 1
+    samples, eos = args.samples_per_question or 1, tokenizer.eos_token_id
     run.begin(lm, [policy, optimizer, schedule, generator, scale], args.steps, args.minibatch_size,
               args.eval_every, from_start={}, shows=["reward", "kl", "response_tokens"],
               measure=lambda: dev_metrics(lm, tokenizer, task, args, reference.lm),
@@ -209,15 +209,16 @@ def train(args):
     for step in run.steps():
         # 1. Rollout: one response to each question, or several, of the policy itself, at T = 1
         asked = [i for i in run.take(args.batch_size, len(prompts)) for _ in range(samples)]
-        responses = generate_ids(lm, [prompts[i] for i in asked], tokenizer.eos_token_id,
-                                 args.max_new_tokens, temperature=1.0, generator=generator,
+        responses = generate_ids(lm, [prompts[i] for i in asked], eos, args.max_new_tokens,
+                                 temperature=1.0, generator=generator,
                                  batch_size=args.generate_batch_size)
         rollout = Rollout(*pad([(prompts[i], r) for i, r in zip(asked, responses)], lm.device))
 
         # 2. Score: 1 for the right answer, 0.1 for a wrong number, 0 for none; or another score
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
         grades = task.grade(texts, task.train[asked])
-        scores = torch.tensor([grade.score for grade in grades], device=lm.device)
+        scores = torch.tensor([grade.score - (args.eos_penalty or 0.0) * (eos not in response)
+                               for grade, response in zip(grades, responses)], device=lm.device)
 
         # 3. log pi_old, V_old and log pi_ref, computed as the updates do it: the first ratio is 1
         score_tokens(policy, reference, rollout, args.micro_batch_size)
@@ -251,7 +252,7 @@ def train(args):
                 policy, rollout, scores, asked, minibatch, args.micro_batch_size))
             updates.append((loss, grad_norm, rollout.attention_mask[minibatch].sum()))
         schedule.step()
-        run.log(rollout_metrics(rollout, scores, grades, responses, tokenizer.eos_token_id, samples)
+        run.log(rollout_metrics(rollout, scores, grades, responses, eos, samples)
                 | update_metrics(updates, torch.cat(log_ratios), args.clip_eps)
                 | task.own_metrics(texts) | scale_metrics(scale) | {"lr": lr},
                 samples=lambda: show(step, rollout, grades, task, task.train[asked], texts))
@@ -334,6 +335,9 @@ def parse_args(argv=None):
                        "paper's [0.05 nl, 0.01 program], or 0.3 with a reward model")
     flags.add_argument("--partial-reward", type=number(float, 0), default=0.1,
                        help="the score of an answer that is a number, but wrong [0.1]")
+    flags.add_argument("--eos-penalty", type=number(float, 0), default=None,
+                       help="taken off the score of a response that was cut off; without it 0 "
+                       "[RLVR: as much as a right answer scores]")
     flags.add_argument("--gamma", type=number(float, 0, 1), default=1.0,
                        help="discount [text 0.95, code 1]")
     flags.add_argument("--lam", type=number(float, 0, 1), default=1.0,

@@ -15,7 +15,9 @@ RUNS = {  # folder: (what it is, script, flags)
         "--batch-size=64", "--samples-per-question=4")),
     "grpo": ("GRPO, 64 questions, 4 samples", "grpo.py", ()),
     "rloo": ("RLOO, the same", "grpo.py", ("--advantage=rloo",)),
-    "dr-grpo": ("Dr. GRPO, the same", "grpo.py", ("--advantage=dr-grpo",))}
+    "dr-grpo": ("Dr. GRPO, the same", "grpo.py", ("--advantage=dr-grpo",)),
+    "rlvr": ("RLVR: ReFT from DPO's model, wrong numbers 0, 1 off where no EOS came",
+             "reft_ppo.py", ("--partial-reward=0", "--eos-penalty=1"))}
 
 
 def plan(seed):
@@ -23,11 +25,11 @@ def plan(seed):
     for cot in ["nl", "program"]:
         warmup, others = main.runs_of(cot, seed)
         flags = (f"--cot={cot}",) * (cot != "nl") + (f"--seed={seed}",) * (seed > 0)
-        runs = [job for job in others if job.folder.endswith("/reft")]
-        runs += [Job(script, f"{cot}/{seed}/{name}", (
-            *flags, *more, f"--warmup=ROOT/{cot}/{seed}/warmup"), 4.0)
-            for name, (_, script, more) in RUNS.items() if name != "reft"]
-        stages.append([warmup, runs])
+        starts = [job for job in others if job.folder.endswith(("/reft", "/dpo"))]
+        runs = [Job(script, f"{cot}/{seed}/{name}", (
+            *flags, *more, f"--warmup=ROOT/{cot}/{seed}/{'dpo' if name == 'rlvr' else 'warmup'}"),
+            4.0) for name, (_, script, more) in RUNS.items() if name != "reft"]
+        stages.append([warmup, starts, runs])
     return [[*words, *programs] for words, programs in zip(*stages)]
 
 

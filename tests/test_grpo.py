@@ -427,3 +427,14 @@ def test_reft_ppo_samples_several_responses_to_a_question(tmp_path, monkeypatch)
     assert all((m["questions"], m["samples"]) == (2, 6) and "informative" in m for m in metrics)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["flags"]["minibatch_size"] == 6
+
+
+def test_reft_ppo_takes_the_price_of_a_missing_eos_off_the_score(tmp_path, monkeypatch):
+    """One of two responses, both right, was cut off: 1 and 1 - 0.75."""
+    monkeypatch.setattr(reft_ppo, "generate_ids", lambda *args, **kwargs: [[10, 1], [10, 10]])
+    for more, reward in [([], 1), (["--eos-penalty=0.75"], 0.625)]:
+        reft_ppo.main(argv(tmp_path, tmp_path / f"out{reward}", "--batch-size=2", "--steps=1",
+                           *more))
+        [metrics] = read_metrics(tmp_path / f"out{reward}")
+        assert metrics["reward"] == reward and metrics["accuracy"] == 1
+        assert metrics["eos_rate"] == 0.5
