@@ -95,25 +95,23 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
                                    model_max_length=1024, clean_up_tokenization_spaces=False)
 
 
-def parse_args(argv, out, description, context=128):
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", default=Path(__file__).parent / out, type=Path)
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Pre-train the embedded task's base model.")
+    parser.add_argument("--out", default=Path(__file__).parent / "base_model", type=Path)
     parser.add_argument("--steps", default=5000, type=int)
     parser.add_argument("--batch-size", default=64, type=int)
-    parser.add_argument("--context", default=context, type=int)
+    parser.add_argument("--context", default=128, type=int)
     parser.add_argument("--lr", default=4e-3, type=float)
     parser.add_argument("--vocab-size", default=768, type=int)
     parser.add_argument("--seed", default=0, type=int)
-    return parser.parse_args(argv)
-
-
-def pretrain(args, documents, wording):
-    """A model that has read documents(rng, count), texts; its tokenizer has seen those of
-    wording(rng), too."""
+    args = parser.parse_args(argv)
     rng = random.Random(args.seed)
     torch.manual_seed(args.seed)
-    texts = wording(rng)
-    tokenizer = train_tokenizer(documents(rng, 20_000) + texts, args.vocab_size)
+
+    wording = [make_problem(rng, task.FAMILIES, task.SHARE_SHORT) for _ in range(5_000)]
+    wording = [f"Question: {p['question']}\nAnswer:\n{p['cot']}\nProgram:\n{p['program']}"
+               for p in wording]
+    tokenizer = train_tokenizer(documents(rng, 20_000) + wording, args.vocab_size)
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=args.vocab_size, hidden_size=64, intermediate_size=192, num_hidden_layers=3,
         num_attention_heads=4, max_position_embeddings=1024, tie_word_embeddings=True,
@@ -143,17 +141,6 @@ def pretrain(args, documents, wording):
             print(f"step {step:5d}  loss {loss.item():.3f}  {rate:,.0f} tokens/s", flush=True)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
-
-
-def task_wording(rng: random.Random) -> list[str]:
-    problems = [make_problem(rng, task.FAMILIES, task.SHARE_SHORT) for _ in range(5_000)]
-    return [f"Question: {p['question']}\nAnswer:\n{p['cot']}\nProgram:\n{p['program']}"
-            for p in problems]
-
-
-def main(argv=None):
-    args = parse_args(argv, "base_model", "Pre-train the embedded task's base model.")
-    pretrain(args, documents, task_wording)
 
 
 if __name__ == "__main__":
