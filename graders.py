@@ -15,14 +15,18 @@ Differs from it:
 
 import dataclasses
 import json
+import keyword
 import math
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
 from plumbing.cli import Parser, is_grader, stop, warn
 from plumbing.grader_fields import check_fields, config_of, corners, joined
-from plumbing.grader_programs import compile_grader, loads, run_grader
+from plumbing.grader_checks import compile_grader
+from plumbing.grader_programs import loads, reason, run_grader
 from plumbing.models import load_model
 from plumbing.numbers import read_number
 from plumbing.reward_models import check_context, load_reward_model, score
@@ -31,7 +35,7 @@ from plumbing.similarity import SIMILARITIES
 from plumbing.task_files import read_rows
 from plumbing.templates import compile_formula, compile_template
 import verifier
-from verifier import Grade, Task, read_gold
+from verifier import Grade, Task, choices_of, read_gold
 
 # ---- the types: each makes of its part of the file a function of lists, (samples, items) -> scores
 # with an exception in place of a score where there is none ------------------------------------
@@ -47,7 +51,7 @@ def each(score_one):
         scores = []
         for sample, item in zip(samples, items, strict=True):
             try:
-                scores.append(float(score_one(sample, item)))
+                scores.append(score_one(sample, item))
             except Exception as error:  # a sample may be anything
                 scores.append(error)
         return scores
@@ -79,8 +83,9 @@ def rule(spec):
         answer = read_gold(spec["answer"](sample, item))
         if answer is None:
             raise ValueError("the answer is neither a number nor a letter")
-        return verifier.reward(sample["output_text"], answer, spec.get("cot", "nl"),
-                               spec.get("choices"), spec.get("partial", 0.1))
+        choices = spec.get("choices") or choices_of({"answer": [answer]})
+        return verifier.reward(sample["output_text"], answer, spec.get("cot", "nl"), choices,
+                               spec.get("partial", 0.1))
     return each(score_one)
 
 
@@ -95,14 +100,27 @@ def score_model(spec):
         model, tokenizer = load_model(spec["model"])
 
     def score_all(samples, items):
-        prompts = [spec["input"](sample, item) for sample, item in zip(samples, items)]
+        found = fill(samples, items)  # prompts, or errors
+        asked = [i for i, prompt in enumerate(found) if isinstance(prompt, str)]
+        prompts = [found[i] for i in asked]
         if reads_classes:
-            scores = score(model, tokenizer, prompts, [s["output_text"] for s in samples])
-            return (scores.sigmoid() if model.objective == "binary" else scores).tolist()
-        numbers = [read_number(text) for [text] in generate(model, tokenizer, prompts, 16)]
-        return [ValueError("it wrote no number") if x is None or "/" in x else
-                min(high, max(low, float(x))) for x in numbers]
+            texts = [whole(samples[i]["output_text"]) for i in asked]
+            scores = score(model, tokenizer, prompts, texts)
+            scores = (scores.sigmoid() if model.objective == "binary" else scores).tolist()
+        else:
+            numbers = [read_number(text) for [text] in generate(model, tokenizer, prompts, 16)]
+            scores = [ValueError("it wrote no number") if x is None or "/" in x else
+                      min(high, max(low, float(x))) for x in numbers]
+        for i, x in zip(asked, scores):
+            found[i] = x
+        return found
+    fill = each(lambda sample, item: whole(spec["input"](sample, item)))
     return score_all
+
+
+def whole(text):
+    """The text without halves of characters, which no tokenizer reads."""
+    return text.encode("utf-8", "replace").decode()
 
 
 # type: (what makes its function, the fields that it takes, those that it may have besides)
@@ -139,15 +157,18 @@ class Grader:
         for name, part in graders.items():
             inside = f"{where}, grader {name}"
             check_fields(part, inside, TYPES, CHOICES)
-            if part["type"] == "multi" or not name.isidentifier():
-                stop(f"{inside}: " + ("is a multi within a multi: write one formula"
-                                      if part["type"] == "multi" else
-                                      "its name stands in a formula: letters, digits and _"))
+            if part["type"] == "multi":
+                stop(f"{inside}: is a multi within a multi: write one formula")
+            if not re.fullmatch("[A-Za-z_][A-Za-z_0-9]*", name) or keyword.iskeyword(name) or (
+                    name in ("score", "calculate_output")):
+                stop(f"{inside}: its name stands in the formula, so that it takes letters, digits "
+                     "and _, and no word that means something already")
             self.parts[name] = self.compile(part, inside)
         try:
             self.formula = compile_formula(spec["calculate_output"], graders)
             for scores in corners(list(graders)):
-                self.formula(scores)
+                if not math.isfinite(self.formula(scores)):
+                    raise OverflowError("infinite")
         except ArithmeticError as error:
             stop(f"{where}: calculate_output, {spec['calculate_output']}, has no value where "
                  f"{', '.join(f'{name} is {x:g}' for name, x in scores.items())} ({error}), as "
@@ -187,7 +208,7 @@ class Grader:
 
     def combine(self, scores):
         errors = {name: x for name, x in scores.items() if isinstance(x, Exception)}
-        scores = scores | dict.fromkeys(errors, 0.0)
+        scores = {name: 0.0 if name in errors else float(x) for name, x in scores.items()}
         total = scores["score"] if self.formula is None else 0.0
         if self.formula:
             try:
@@ -197,7 +218,7 @@ class Grader:
         if not math.isfinite(total):
             errors, total = errors | {"score": ValueError(f"it is {total}")}, 0.0
         return {"score": total, "parts": scores if self.formula else {}, "errors": {
-            name: f"{type(error).__name__}: {str(error)[:200]}" for name, error in errors.items()}}
+            name: f"{type(error).__name__}: {reason(error)}" for name, error in errors.items()}}
 
 
 def load_grader(source):
@@ -296,6 +317,7 @@ def with_grader(task, source, tries=8):
 
 
 def main(argv=None):
+    sys.stdout.reconfigure(errors="backslashreplace")  # a sample may hold anything
     parser = Parser(description=__doc__)
     parser.add_argument("grader", help="a .json file")
     parser.add_argument("--item", help="a .json file with the item, or the JSON itself")
@@ -312,6 +334,8 @@ def main(argv=None):
             item = json.loads(args.item) if args.item.lstrip()[:1] == "{" else (
                 read_rows(args.item)[0] if args.item.endswith(".jsonl") else
                 json.loads(Path(args.item).read_text()))
+            if not isinstance(item, dict):
+                raise ValueError("another kind of JSON")
         except (OSError, ValueError) as error:
             stop(f"--item {args.item:.60}: is no JSON object, nor a file of one ({error})")
     [found] = grader.score_all([args.sample], [item])

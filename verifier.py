@@ -121,11 +121,12 @@ def load_problems(task, split, limit=None, items=False):
     def convert(row, where):
         problem = to_problem(row, where, read_gold, items)
         if items:
-            problem["item"] = json.dumps(row, ensure_ascii=False)
-        if is_letter(problem["answer"]) != is_letter(first.setdefault("answer", problem["answer"])):
-            stop(f"{where} has the answer {problem['answer']!r}, row 1 has {first['answer']!r}: "
+            problem["item"] = json.dumps(row)
+        usual = first.setdefault("answer", problem["answer"])
+        if not items and is_letter(problem["answer"]) != is_letter(usual):
+            stop(f"{where} has the answer {problem['answer']!r}, row 1 has {usual!r}: "
                  "all are to be numbers, or all letters")
-        if "answer_cot" in row and problem["cot"]:  # mwp_ReFT's own code appends the answer
+        if "answer_cot" in row and problem["cot"] and problem["answer"]:  # as mwp_ReFT's code does
             if find_answer(problem["cot"], choices_of({"answer": [problem["answer"]]})) is None:
                 problem["cot"] += f"\nThe answer is {problem['answer']}."
         return problem

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from pathlib import Path
 
 from plumbing.cli import stop
@@ -32,7 +33,8 @@ def check_fields(spec, where, types, choices):
     if not isinstance(limits, list) or len(limits) != 2 or not all(
             isinstance(x, (int, float)) for x in limits) or limits[0] >= limits[1]:
         stop(f"{where}: its range is {limits!r:.40}, and has to be [lowest, highest]")
-    if type(spec.get("partial", 0)) not in (int, float):
+    partial = spec.get("partial", 0)
+    if type(partial) not in (int, float) or not math.isfinite(partial):
         stop(f"{where}: its partial is {spec['partial']!r:.40}, and has to be a number")
 
 
@@ -57,6 +59,9 @@ def corners(names):
 def config_of(folder):
     path = Path(folder) / "model" if (Path(folder) / "model").is_dir() else Path(folder)
     try:
-        return json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text())
     except (OSError, ValueError):
-        raise ValueError(f"its model {folder} is no folder of a model here") from None
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"its model {folder} is no folder of a model here")
+    return config

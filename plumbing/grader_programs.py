@@ -6,48 +6,17 @@ and sets. What a grader holds that is not known here is said before any sample i
 
 import ast
 import copy
-import functools
 import json
 import math
-import textwrap
-import warnings
 
-import regex  # as `re`, but its searches can be given a limit of time; transformers needs it, too
+import regex
 
-from plumbing import programs
-from plumbing.programs import BUILTINS, MATH, MAX_SOURCE, METHODS, Interpreter, Limit
-
-SECONDS = 1.0  # of a search by a regular expression
-
-
-def search(name, pattern, *values, **options):
-    """The function of `re` of that name, by its arguments."""
-    if len(pattern) > 1000:
-        raise Limit("a long regular expression")
-    if name == "sub" and (not isinstance(values[0], str)
-                          or len(values[0]) * (len(values[1]) + 1) > 10**6):
-        raise Limit("a replacement that is long, or no text")
-    try:
-        return getattr(regex, name)(pattern, *values, timeout=SECONDS, **options)
-    except TimeoutError:
-        raise Limit("a regular expression that takes long") from None
-    except regex.error as error:
-        raise ValueError(f"a regular expression: {error}") from None
-
-
-class Module:
-    """A module, or a compiled pattern: what its names stand for."""
-
-    def __init__(self, names):
-        self.names = names
-
-
-def compiled(pattern, flags=0):
-    return Module({name: functools.partial(search, name, pattern, flags=flags)
-                   for name in SEARCHES})
-
+from plumbing.programs import (BUILTINS, MATH, Comprehension, Interpreter, Limit,
+                               room_to_recurse)
+from plumbing.searches import FLAGS, SEARCHES, Module, Search, search
 
 def loads(text):
+    """JSON without NaN and Infinity. Raises: ValueError."""
     def refuse(name):
         raise ValueError(f"{name} is no JSON")
     try:
@@ -56,18 +25,17 @@ def loads(text):
         raise ValueError("deep nesting") from None
 
 
+def dumps(value, sort_keys=False, ensure_ascii=True):
+    return json.dumps(value, sort_keys=bool(sort_keys), ensure_ascii=bool(ensure_ascii))
+
+
 def is_instance(value, kinds):
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     return isinstance(value, tuple(str if kind is BUILTINS["str"] else kind for kind in kinds))
 
 
-SEARCHES = ["search", "match", "fullmatch", "findall", "split", "sub"]
-MODULES = {
-    "math": MATH,
-    "re": {name: functools.partial(search, name) for name in SEARCHES} | {
-        "compile": compiled, "escape": regex.escape, "I": regex.I, "IGNORECASE": regex.I,
-        "S": regex.S, "DOTALL": regex.S, "M": regex.M, "MULTILINE": regex.M},
-    "json": {"loads": loads, "dumps": lambda value: json.dumps(value, ensure_ascii=False)}}
+MODULES = {"math": MATH, "re": {name: Search(name) for name in SEARCHES} | FLAGS,
+           "json": {"loads": loads, "dumps": dumps, "JSONDecodeError": ValueError}}
 ERRORS = {kind.__name__: kind for kind in (
     Exception, ValueError, TypeError, KeyError, IndexError, LookupError, ZeroDivisionError,
     ArithmeticError, OverflowError, AttributeError, AssertionError)}
@@ -80,6 +48,10 @@ IGNORED = {"typing", "__future__"}  # of annotations, which nothing here reads
 
 
 class GraderInterpreter(Interpreter):
+    def __init__(self, timeout):
+        super().__init__(timeout)
+        self.caught = []  # the errors that handlers are at work on
+
     def step(self, node, scopes):
         match node:
             case ast.Import():
@@ -91,33 +63,66 @@ class GraderInterpreter(Interpreter):
             case ast.Try():
                 return self.attempt(node, scopes)
             case ast.Raise():
-                raise self.value(node.exc, scopes) if node.exc else ValueError("raised")
+                raise self.value(node.exc, scopes) if node.exc else self.caught[-1]
             case ast.Assert():
                 if not self.value(node.test, scopes):
                     raise AssertionError
+            case ast.AnnAssign(value=None):
+                pass
             case _:
                 return super().step(node, scopes)
 
     def attempt(self, node, scopes):
-        """A `try`. What leaves the interpreter's bounds is caught by none."""
+        """A `try`. What leaves the interpreter's bounds passes through all of it."""
         depth = self.depth
         try:
-            signal = self.run(node.body, scopes) or self.run(node.orelse, scopes)
+            signal = self.handle(node, scopes)
+        except Limit:
+            raise
+        except Exception:
+            self.depth = depth
+            signal = self.run(node.finalbody, scopes)
+            if signal is None:
+                raise
+            return signal
+        last = self.run(node.finalbody, scopes)
+        return signal if last is None else last
+
+    def handle(self, node, scopes):
+        depth = self.depth
+        try:
+            signal = self.run(node.body, scopes)
         except Limit:
             raise
         except Exception as error:
             self.depth = depth
-            kinds = [self.value(handler.type, scopes) if handler.type else Exception
-                     for handler in node.handlers]
-            caught = [handler for handler, kind in zip(node.handlers, kinds)
-                      if isinstance(error, kind)]
-            if not caught:
-                self.run(node.finalbody, scopes)
+            for handler in node.handlers:
+                kind = self.value(handler.type, scopes) if handler.type else Exception
+                if isinstance(error, kind):
+                    break
+            else:
                 raise
-            if caught[0].name:
-                scopes[0][caught[0].name] = str(error)[:200]
-            signal = self.run(caught[0].body, scopes)
-        return self.run(node.finalbody, scopes) or signal
+            if handler.name:
+                scopes[0][handler.name] = reason(error)
+            self.caught.append(error)
+            try:
+                return self.run(handler.body, scopes)
+            finally:
+                self.caught.pop()
+        return self.run(node.orelse, scopes) if signal is None else signal
+
+    def assign(self, target, value, scopes):
+        names = target.elts if isinstance(target, (ast.Tuple, ast.List)) else []
+        at = next((i for i, name in enumerate(names) if isinstance(name, ast.Starred)), None)
+        if at is None:
+            return super().assign(target, value, scopes)
+        values, after = list(self.weigh(value)), len(names) - at - 1
+        if len(values) < len(names) - 1:
+            raise ValueError("not enough values to unpack")
+        middle = values[at:len(values) - after]
+        values[at:len(values) - after] = [middle]
+        for name, part in zip(names, values):
+            self.assign(name.value if isinstance(name, ast.Starred) else name, part, scopes)
 
     def evaluate(self, node, scopes):
         match node:
@@ -125,17 +130,22 @@ class GraderInterpreter(Interpreter):
                 return ERRORS[node.id]
             case ast.Name(id="isinstance"):
                 return is_instance
-            case ast.Attribute(attr="JSONDecodeError"):
-                return ValueError
             case ast.NamedExpr():
                 value = self.value(node.value, scopes)
-                self.assign(node.target, value, scopes)
+                self.assign(node.target, value, [next(
+                    names for names in scopes if not isinstance(names, Comprehension))])
                 return value
         return super().evaluate(node, scopes)
 
     def apply(self, function, values, keywords):
-        if isinstance(function, functools.partial) or not hasattr(function, "__name__"):
+        if isinstance(function, Search):
             self.weigh([*values, *keywords.values()])
+            self.next_look = 0  # the clock is looked at after each search
+            return self.made(self.weigh(search(self, function, *values, **keywords)))
+        if function in ERRORS.values():  # of its arguments it keeps a short text
+            return function(", ".join(str(x)[:200] for x in values if isinstance(
+                x, (str, int, float))))
+        if isinstance(getattr(function, "__self__", None), regex.Match):
             return self.made(self.weigh(function(*values, **keywords)))
         return super().apply(function, values, keywords)
 
@@ -144,74 +154,27 @@ class GraderInterpreter(Interpreter):
             return value.names[name]
         if name in MORE_METHODS.get(type(value), "").split():
             return getattr(value, name)
-        return super().attribute(value, name)
+        try:
+            return super().attribute(value, name)
+        except (Limit, KeyError):
+            raise AttributeError(f"{type(value).__name__} has no attribute {name!r}") from None
 
 
-KNOWN = {name for words in [*METHODS.values(), *MORE_METHODS.values()] for name in words.split()}
-KNOWN |= {name for names in MODULES.values() for name in names}
-KNOWN |= {"join", "replace", "JSONDecodeError"}
-STATEMENTS = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr, ast.If, ast.For,
-              ast.While, ast.FunctionDef, ast.Import, ast.ImportFrom, ast.Break, ast.Continue,
-              ast.Pass, ast.Try, ast.Raise, ast.Assert)
-
-
-def compile_grader(source):
-    """The syntax tree of a grader. Raises: ValueError, with the line, for what cannot be run here:
-    what is no Python, an import or a name that is not known, no function grade(sample, item)."""
-    if len(source) > MAX_SOURCE:
-        raise ValueError(f"it has more than {MAX_SOURCE} characters")
+def reason(error):
+    """An error as a short text, whatever it holds."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an odd escape in a string
-            tree = ast.parse(textwrap.dedent(source))
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"line {getattr(error, 'lineno', None) or 1}: {error.args[0]}") from None
-    for child in list(ast.walk(tree)):  # annotations say nothing to the interpreter
-        if isinstance(child, ast.FunctionDef):
-            child.returns = None
-        if isinstance(child, (ast.arg, ast.AnnAssign)):
-            child.annotation = ast.Constant(None) if isinstance(child, ast.AnnAssign) else None
-    known = set(BUILTINS) | set(ERRORS) | {"isinstance"}
-    for node in ast.walk(tree):
-        known |= {getattr(node, key) for key in ("name", "asname", "arg")
-                  if isinstance(getattr(node, key, None), str)}
-        known |= {node.id} if isinstance(node, ast.Name) and isinstance(
-            node.ctx, ast.Store) else set()
-    for node in ast.walk(tree):
-        line = f"line {getattr(node, 'lineno', 1)}: "
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            modules = ([name.name for name in node.names] if isinstance(node, ast.Import)
-                       else [node.module])
-            for module in modules:
-                if module not in MODULES.keys() | IGNORED:
-                    raise ValueError(f"{line}no import of {module} here, only of "
-                                     f"{', '.join(MODULES)}")
-            if isinstance(node, ast.ImportFrom) and node.module in MODULES:
-                for name in node.names:
-                    if name.name not in MODULES[node.module]:
-                        raise ValueError(f"{line}no {node.module}.{name.name} here")
-        elif isinstance(node, ast.stmt) and not isinstance(node, STATEMENTS):
-            raise ValueError(f"{line}no {type(node).__name__} statements here")
-        elif isinstance(node, ast.Attribute) and node.attr not in KNOWN:
-            raise ValueError(f"{line}no attribute {node.attr!r} here")
-        elif isinstance(node, ast.Name) and node.id not in known:
-            raise ValueError(f"{line}no name {node.id!r} here")
-        elif isinstance(node, (ast.Await, ast.Yield, ast.YieldFrom)):
-            raise ValueError(f"{line}no {type(node).__name__} here")
-    grades = [node for node in tree.body if isinstance(node, ast.FunctionDef)
-              and node.name == "grade"]
-    if not grades or len(grades[-1].args.args) != 2:
-        raise ValueError("it has no function grade(sample, item)")
-    return tree
+        return str(error)[:200] or type(error).__name__
+    except Exception:
+        return type(error).__name__
 
 
 def run_grader(tree, sample, item, timeout=1.0):
     """What grade(sample, item) returns, a finite number. Raises: Exception where it fails, takes
     long, or returns something else. timeout: seconds of this thread's CPU time."""
-    with programs.room_to_recurse():
+    with room_to_recurse():
         interpreter, module = GraderInterpreter(timeout), {"__name__": "grader"}
         interpreter.run(tree.body, (module,))
         value = module["grade"](copy.deepcopy(sample), copy.deepcopy(item))
     if not isinstance(value, (bool, int, float)) or not math.isfinite(value):
-        raise ValueError(f"grade() returned {value!r:.40}, no number")
+        raise ValueError(f"grade() returned {type(value).__name__}, no finite number")
     return float(value)

@@ -113,7 +113,7 @@ def choose(function, n, k):
 
 
 def text_of(value=""):
-    if isinstance(value, (list, tuple, dict, set)):
+    if not isinstance(value, (str, int, float, type(None))):
         raise Limit("the text of a container, whose length has no bound")
     return str(value)
 
@@ -141,6 +141,10 @@ METHODS = {
     list: "append extend insert pop remove index count sort reverse copy", tuple: "index count",
     dict: "get keys values items pop setdefault update copy",
     set: "add discard remove union intersection difference update copy"}
+
+
+class Comprehension(dict):
+    """The scope of a comprehension."""
 
 
 class Interpreter:
@@ -384,6 +388,8 @@ class Interpreter:
         if function in (set, dict) or isinstance(owner, (set, dict)):  # hashes may collide
             values = [bounded(list(x)) if isinstance(x, range) else x for x in values]
         value = self.made(function(*values, **keywords))
+        if isinstance(owner, str):  # few pieces may be long
+            self.weigh(value)
         bounded(owner)  # which may have grown
         return value
 
@@ -421,11 +427,12 @@ class Interpreter:
         def loop(generators, scopes):
             if not generators:
                 found.append(self.values(expressions, scopes))
+                bounded(found)
                 return
             for item in self.value(generators[0].iter, scopes):
                 self.tick()
                 self.assign(generators[0].target, item, scopes)
                 if all(self.value(test, scopes) for test in generators[0].ifs):
                     loop(generators[1:], scopes)
-        loop(node.generators, ({}, *scopes))
+        loop(node.generators, (Comprehension(), *scopes))
         return self.weigh(self.made(found))

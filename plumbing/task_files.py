@@ -36,10 +36,11 @@ def read_rows(file) -> list[dict]:
     for number, part in enumerate([text] if whole else text.split("\n")):
         try:
             rows += (json.loads(part) if whole else [json.loads(part)]) if part.strip() else []
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             line, column = getattr(error, "lineno", 1), getattr(error, "colno", 1)
             stop(f"line {number + line} of {file} is not JSON "
-                 f"({getattr(error, 'msg', 'deep nesting')} at column {column}): mend or delete it")
+                 f"({getattr(error, 'msg', 'deep nesting, or a number of many digits')} at column "
+                 f"{column}): mend or delete it")
     if not rows:
         stop(f"{file} is empty: it takes one row a line, as JSON")
     for number, row in enumerate(rows, 1):
@@ -133,8 +134,6 @@ def to_problem(row, where, read_gold, graded=False) -> dict:
     read_gold: a known answer -> how it is written here, None where it is none. Stops at such a row,
     unless it is `graded` by something else than the answer.
     """
-    if "messages" in row:
-        row = {**row, **read_messages(row["messages"], where)}
     for name in row.keys() & {"question", "cot", "program", "answer_cot"}:
         if not isinstance(row[name], str | None):
             stop(f"{where}: its {name} is {row[name]!r:.40}, and has to be a text")
@@ -144,8 +143,17 @@ def to_problem(row, where, read_gold, graded=False) -> dict:
                 stop(f"{where}: its {name} is {row[name]!r:.40}, and has to be a number or a "
                      "letter")
             row = {**row, name: ""}
+    messages = row.get("messages")
     row = {name: "" if value is None else str(value).strip() for name, value in row.items()}
-    if {"Problem", "options", "correct", "Rationale"} <= row.keys():  # MathQA on the hub
+    if messages is not None:
+        question, solution = read_messages(messages, where)
+        answer = row.get("answer") or row.get("answer_value", "")
+        cot, program = row.get("cot", ""), row.get("program", "")
+        if solution.lstrip().startswith("def solution"):
+            program = solution
+        elif solution:
+            cot = solution
+    elif {"Problem", "options", "correct", "Rationale"} <= row.keys():  # MathQA on the hub
         question, answer = f"{row['Problem']}\n{row['options']}", row["correct"]
         cot, program = row["Rationale"].strip("\" "), ""
         cot = f"{cot}\nThe answer is {answer}."
@@ -170,12 +178,17 @@ def to_problem(row, where, read_gold, graded=False) -> dict:
         stop(f"{where} has the question {question[:40]!r} and the answer {answer[-40:]!r}: it "
              "needs a question, and an answer that is a number or a letter, unless a grader "
              "scores the responses: --reward grader.json")
-    return {"question": question, "cot": cot, "program": program, "answer": gold or ""}
+    problem = {"question": question, "cot": cot, "program": program, "answer": gold or ""}
+    try:
+        "".join(problem.values()).encode()
+    except UnicodeEncodeError:
+        stop(f"{where}: holds half a character (a surrogate, \\ud800 to \\udfff): mend it")
+    return problem
 
 
 def read_messages(messages, where):
-    """OpenAI's form of a row: what comes before the response is its question; a last message of the
-    assistant is the solution to imitate."""
+    """OpenAI's form of a row: what comes before the response, its question; and the last message,
+    if it is the assistant's, the solution to imitate."""
     try:
         turns = [(message["role"], message["content"]) for message in messages]
     except (TypeError, KeyError):
@@ -184,4 +197,4 @@ def read_messages(messages, where):
         stop(f"{where}: its messages are {messages!r:.60}, and have to be a list of objects with "
              "role and content, texts")
     solution = turns.pop()[1] if turns[-1][0] == "assistant" and len(turns) > 1 else ""
-    return {"question": "\n\n".join(text for _, text in turns), "cot": solution}
+    return "\n\n".join(text for _, text in turns), solution

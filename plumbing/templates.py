@@ -6,7 +6,8 @@ import math
 import re
 
 VARIABLE = re.compile(r"\{\{(.*?)\}\}", re.S)
-PATH = re.compile(r"\s*(\w+)((?:\.[\w-]+|\[[0-9]+\]|\[\"[^\"]*\"\]|\['[^']*'\])+)\s*")
+KEY = re.compile(r"""\.([\w-]+)|\[([0-9]+)\]|\["([^"]+)"\]|\['([^']+)'\]""")
+PATH = re.compile(rf"\s*(\w+)((?:{KEY.pattern})+)\s*")
 SAMPLE = {"output_text", "output_json", "choices", "output_tools"}
 
 
@@ -39,7 +40,7 @@ def parse_path(text):
     if not match or match[1] not in ("item", "sample"):
         raise ValueError(f"{{{{{text}}}}} is no variable: write {{{{ item.COLUMN }}}}, "
                          "{{ sample.output_text }} or {{ sample.output_json.KEY }}")
-    path = [match[1], *re.findall(r"[^.\[\]\"']+", match[2])]
+    path = [match[1], *("".join(key) for key in KEY.findall(match[2]))]
     if path[0] == "sample" and path[1] not in SAMPLE:
         raise ValueError(f"{{{{{text}}}}}: a sample has {', '.join(sorted(SAMPLE))}")
     return path
@@ -49,7 +50,7 @@ def look_up(value, path):
     for key in path:
         if isinstance(value, dict) and key in value:
             value = value[key]
-        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
+        elif isinstance(value, list) and re.fullmatch("[0-9]{1,6}", key) and int(key) < len(value):
             value = value[int(key)]
         else:
             raise LookupError(f"there is no {'.'.join(path)}")
@@ -74,7 +75,8 @@ def compile_formula(text, names):
     Raises: ValueError for what is no such formula; the function ArithmeticError and ValueError.
     """
     try:
-        if "**" in text or "//" in text or len(text) > 1000:
+        if (not re.fullmatch(r"[\w .+\-*/^(),]{1,1000}", text) or "**" in text or "//" in text
+                or re.search(r"\b0[xob]|[0-9]_", text)):
             raise SyntaxError
         tree = ast.parse(text.strip().replace("^", "**"), mode="eval").body
     except (SyntaxError, RecursionError, MemoryError, ValueError):
@@ -83,7 +85,9 @@ def compile_formula(text, names):
     return lambda values: float(calculate(tree, values))
 
 
-def check_formula(node, names):
+def check_formula(node, names, depth=0):
+    if depth > 50:
+        raise ValueError("a formula of more than 50 brackets within brackets")
     match node:
         case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
             return
@@ -92,7 +96,7 @@ def check_formula(node, names):
         case ast.Name():
             raise ValueError(f"{node.id!r} is none of its graders, {', '.join(sorted(names))}")
         case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
-            return check_formula(node.operand, names)
+            parts = [node.operand]
         case ast.BinOp() if type(node.op) in OPERATORS:
             parts = [node.left, node.right]
         case ast.Call(func=ast.Name(), keywords=[]) if node.func.id in FUNCTIONS:
@@ -105,7 +109,7 @@ def check_formula(node, names):
         case _:
             raise ValueError(f"{ast.unparse(node)!r} is no part of a formula")
     for part in parts:
-        check_formula(part, names)
+        check_formula(part, names, depth + 1)
 
 
 def calculate(node, values):

@@ -1,6 +1,8 @@
 import json
 import math
 import random
+import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -44,12 +46,13 @@ def number(x):
     ("{{ item.n }} {{ item.f }} {{ item.t }} {{ item.none }}", "3 0.5 true null"),
     ("{{ item.list }}", '["é", 2]'), ("{{ item.list[1] }}{{ item.list.1 }}", "22"),
     ("{{ item.deep.a-b[0].c }}", "found"), ("{{ item['a'] }}{{ item[\"a\"] }}", "oneone"),
+    ("{{ item['x.y'] }}{{ item[\"a[0]\"] }}{{ item[\"it's\"] }}", "123"),
     ("{{ sample.output_text }}", '{"k": {"v": [7]}}'), ("{{ sample.output_json.k.v[0] }}", "7"),
     ("{{ sample.output_json.k }}", '{"v": [7]}'),
     ("{{ sample.choices[0].message.content }}", '{"k": {"v": [7]}}')])
 def test_templates_by_hand(template, text):
     item = {"a": "one", "n": 3, "f": 0.5, "t": True, "none": None, "list": ["é", 2],
-            "deep": {"a-b": [{"c": "found"}]}}
+            "deep": {"a-b": [{"c": "found"}]}, "x.y": 1, "a[0]": 2, "it's": 3}
     fill, _ = compile_template(template)
     assert fill(graders.as_sample('{"k": {"v": [7]}}'), item) == text
 
@@ -157,9 +160,9 @@ def test_python_knows_helpers_constants_and_annotations():
 
 
 @pytest.mark.parametrize("lines", [
-    ["while True: pass"], ["return 'a'"], ["return None"], ["return float('inf')"],
-    ["return 0 * float('inf')"], ["return item['none']"], ["raise ValueError('no')"],
-    ["assert False"], ["return sample['output_json']['a']"], ["return [0] * 10 ** 9"],
+    ["while True: pass", "return 1"], ["return 'a'"], ["return None"], ["return float('inf')"],
+    ["return 0 * float('inf')"], ["return item['none']"], ["raise ValueError('no')", "return 1"],
+    ["assert False", "return 1"], ["return sample['output_json']['a']"], ["return [0] * 10 ** 9"],
     ["try:", "    while True: pass", "except Exception:", "    return 1"],
     ["import re", "return len(re.findall('(a|aa)+$', 'a' * 4000 + 'b'))"],
     ["import re", "return re.search('(', 'a')"], ["return 'a' - 1"],
@@ -176,6 +179,81 @@ def test_python_changes_neither_sample_nor_item():
                                 "return len(item['a'])"))
     item = {"a": []}
     assert grader.score("{}", item) == grader.score("{}", item) == 1 and item == {"a": []}
+
+
+@pytest.mark.parametrize("lines, score", [
+    (["try: return 'x'.nothing", "except AttributeError: return 2"], None),
+    (["import re", "try: return re.search('a', 'b').group(1)", "except AttributeError: return 2"],
+     2),
+    (["try: return [1].get('a')", "except Exception: return 2"], 2),
+    (["try:", "    try: return {}['a']", "    except KeyError: raise", "except KeyError: return 2"],
+     2),
+    (["x = []", "try:", "    try: return {}['a']", "    except KeyError: return 1 / 0",
+      "    finally: x.append(1)", "except ZeroDivisionError: return len(x)"], 1),
+    (["try:", "    try: pass", "    except ValueError: return 5", "    else: raise ValueError('a')",
+      "except ValueError: return 7"], 7),
+    (["try: return {}['a']", "finally: return 3"], 3), (["try: return 1", "finally: x = 2"], 1),
+    (["try: raise KeyError('a', [1])", "except KeyError as e: return len(e)"], 3),
+    (["for x in [1, 2]:", "    try: continue", "    finally: y = x", "return y"], 2),
+    (["if any((m := x) > 2 for x in [1, 3]): return m"], 3),
+    (["a, *b = [1, 2, 3]", "return len(b)"], 2), (["*a, b, c = 'xyzw'", "return len(a)"], 2),
+    (["x: int", "return 1"], 1),
+    (["import json", "return len(json.dumps([2], sort_keys=True))"], 3),
+    (["import re", "return len(re.sub('a', repl='bb', string='aca'))"], 5),
+    (["import re", "return len(re.sub('(a)', r'\\1\\1', 'aca', count=1))"], 4),
+    (["import re", "return len(re.sub('a', lambda m: m[0] * 3, 'aca'))"], 7),
+    (["import re", "return len(re.sub(re.compile('A', re.I), '', 'aca'))"], 1),
+    (["import re", "return sum(int(m.group(1)) for m in re.finditer('<([0-9]+)>', '<4>x<5>'))"], 9),
+    (["import re", "return len(re.findall('(a)(b)?', 'aab')[0])"], 2),
+    (["import re", "return len(re.split('(,)', 'a,b,c', 1))"], 3),
+    (["import re", "return len(re.split(',', 'a,b,c', maxsplit=1))"], 2),
+    (["from json import JSONDecodeError, loads", "try: loads('{')",
+      "except JSONDecodeError: return 2", "return 1"], 2)])
+def test_python_does_as_python_does(lines, score):
+    if score is None:
+        with pytest.raises(SystemExit):  # no such attribute is known at all
+            load_grader(python(*lines))
+    else:
+        [found] = load_grader(python(*lines)).score_all(["x"], [{}])
+        assert found == {"score": score, "parts": {}, "errors": {}}
+
+
+HOSTILE = {
+    "a list of 2^40 items": ["top = []", "a = top", "for k in range(40):", "    b = []",
+                             "    a.append(b)", "    a.append(b)", "    a = b", "return top"],
+    "an error that holds one": ["top = []", "e = KeyError(top)", "a = top", "for k in range(30):",
+                                "    b = []", "    a.append(b)", "    a.append(b)", "    a = b",
+                                "try: raise e", "except KeyError as x: raise e", "return 1"],
+    "an alias that holds one": ["top = []", "e = list[top]", "a = top", "for k in range(30):",
+                                "    b = []", "    a.append(b)", "    a.append(b)", "    a = b",
+                                "return len(f'{e}')"],
+    "a large pattern": ["import re", "return len(re.findall('(?:(?:a{999}){999}){999}', 'aa'))"],
+    "a recursive pattern": ["import re", "return 1 if re.search('(?R)', 'abc') else 0"],
+    "many groups": ["import re", "return len(re.findall('(' * 99 + '.*' + ')' * 99, 'x' * 9999))"],
+    "overlapping groups": ["import re", "return len(re.findall('(?=(.*))', 'x' * 9999))"],
+    "long replacements": ["import re", "return len(re.sub('(.*)', r'\\1' * 400, 'x' * 9999))"],
+    "slow searches": ["import re", "for k in range(100): re.search('(a|aa)+$', 'a' * 29 + 'b')",
+                      "return 1"],
+    "many copies": ["t = '\U0001F600' * 9999 + 'x'",
+                    "return len([t.partition('x') for k in range(13000)])"],
+    "many groups kept": ["import re", "m = re.search('(.*)(.*)', 'a' * 9999)",
+                         "return len([m.groups() for k in range(13000)])"],
+    "concurrent": ["import re", "return 1 if re.search('a', 'a', concurrent=True) else 0"]}
+
+
+@pytest.mark.parametrize("lines", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_python_ends_soon_in_little_memory(lines):
+    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    [found] = load_grader(python(*lines)).score_all(["x"], [{}])
+    assert found["score"] == 0 and found["errors"]
+    assert time.process_time() - began < 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+
+
+def test_python_prints_nothing_by_the_flags_of_a_search(capsys):
+    debug = python("import re", "return 1 if re.search('a(b|c)', 'x', 512) else 0")
+    load_grader(debug).score("", {})
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("metric, sample, reference, score", [
@@ -213,6 +291,14 @@ def test_score_model_of_a_reward_model_is_its_score(tmp_path):
         [own] = graders.score(model, tokenizer, ["Question: 1 + 1?\nAnswer:\n"], ["a text"])
     assert scores["pairwise"] == pytest.approx(own.item())
     assert scores["binary"] == pytest.approx(1 / (1 + math.exp(-own.item())))
+
+
+def test_score_model_counts_a_sample_that_its_template_cannot_read(tmp_path):
+    grader = load_grader({"type": "score_model", "input": "{{ sample.output_json.x }}",
+                          "model": save_reward_model(tmp_path / "rm")})
+    fails, works, odd = grader.score_all(["no JSON", '{"x": "a"}', '{"x": "\ud800"}'], [{}] * 3)
+    assert fails["score"] == 0 and "LookupError" in fails["errors"]["score"]
+    assert works["score"] != 0 and not works["errors"] and not odd["errors"]
 
 
 @pytest.mark.parametrize("written, low, high, score", [
@@ -261,6 +347,7 @@ def test_the_rule_as_a_grader_reads_gsm8ks_answer_letters_and_its_partial_score(
     letters = load_grader(RULE | {"choices": "abcd"})
     assert letters.score("The answer is (B).", {"answer": "b"}) == 1
     assert letters.score("The answer is (C).", {"answer": "b"}) == 0
+    assert load_grader(RULE).score("The answer is (B).", {"answer": "B"}) == 1
     assert load_grader(RULE).score_all(["The answer is 1."], [{"answer": "two"}])[0]["errors"]
 
 
@@ -376,7 +463,31 @@ def test_no_sample_makes_a_grader_raise():
     (multi("a / (1 - a)", a=number(1)), ["no value where a is 1"]),
     (multi("log(a)", a=number(1)), ["calculate_output", "math domain error"]),
     (multi("median(a, a)", a=number(1)), ["no function median", "sqrt"]),
-    (multi("__import__('os')", a=number(1)), ["no function __import__"]),
+    (multi("__import__('os')", a=number(1)), ["is no formula"]),
+    (multi("-" * 400 + "a", a=number(1)), ["more than 50 brackets"]),
+    (multi("a # b", a=number(1)), ["is no formula"]),
+    (multi("0x10 * a", a=number(1)), ["is no formula"]),
+    (multi("1_000 * a", a=number(1)), ["is no formula"]),
+    (multi("1e308 * 10 * a", a=number(1)), ["no value where a is 0 (infinite)"]),
+    (multi("score", score=number(1)), ["grader score", "means something already"]),
+    (multi("1", **{"if": number(1)}), ["grader if", "means something already"]),
+    (RULE | {"partial": math.nan}, ["partial is nan"]),
+    (string_check("eq", '{{ item[""] }}'), ["is no variable"]),
+    *((python(*lines), words) for lines, words in [
+        (["return i[...]"], ["no name 'i'"]), (["return {**item}"], ["no ** in a dict"]),
+        (["return max(**item)"], ["no ** in a call"]), (["return b'a'"], ["no bytes"]),
+        (["return '%d' % 1"], ["no %-formatting"]),
+        (["return max([1], key=str.lower)"], ["str.low"]),
+        (["def f(*x): return 1", "return f()"], ["no parameters with *"]),
+        (["del item", "return 1"], ["no Delete statements"]), (["pass"], ["returns nothing"])]),
+    *(({"type": "python", "source": source + "def grade(sample, item):\n    return 1\n" + after},
+       words) for source, after, words in [
+        ("x = 1 / 0\n", "", ["outside of its functions", "ZeroDivisionError"]),
+        ("while True: pass\n", "", ["outside of its functions", "too many steps"]),
+        ("@cache\n", "", ["no decorators"]), ("", "grade = 5\n", ["no function in the end"]),
+        ("from re import template\n", "", ["no re.template"]),
+        ("Item = Dict[str, int]\n", "", ["no name 'Dict'"])]),
+    ({"type": "python", "source": "def grade(s,i):\n return " + "-" * 9000 + "1"}, ["line 1: "]),
     (multi("exp(1000 * a)", a=number(1)), ["no value where a is 1"]),
     (multi(7, a=number(1)), ["calculate_output is 7"])])
 def test_a_bad_grader_is_one_sentence(spec, words, tmp_path, capsys):
@@ -468,6 +579,23 @@ def test_load_task_keeps_the_rules_verdict_where_there_is_an_answer(tmp_path):
     assert [g.extracted for g in grades] == ["7", "7", None]
 
 
+def test_load_task_reads_rows_of_all_forms_as_they_are(tmp_path):
+    """What a row has beside its messages stays; an answer may be anything."""
+    rows = [{"question": "a", "answer": "Paris"}, {"question": "b", "answer": "C"},
+            {"question": "c", "answer": ["x"]}, {"question": "d", "answer_value": "Rome",
+                                                 "answer_cot": "It is Rome."}]
+    for more in [{"cot": "own"}, {"answer": "He has #### 5"}, {"answer_value": 7}]:
+        rows.append({"messages": [{"role": "user", "content": "e"}], **more})
+    rows.append({"messages": [{"role": "user", "content": "f"}, {
+        "role": "assistant", "content": "def solution():\n    return 1"}]})
+    rows.append({"messages": [{"role": "user", "content": "g"}, {
+        "role": "assistant", "content": "It is 5."}], "answer": "He has #### 5", "cot": "other"})
+    task = load_task(make_task(tmp_path, rows, number(1)))
+    assert task.train["answer"] == ["", "c", "", "", "", "5", "7", "", "5"]
+    assert task.train["cot"] == ["", "", "", "It is Rome.", "own", "", "", "", "It is 5."]
+    assert task.train["program"][7].startswith("def solution")
+
+
 ROWS = [{"question": f"{i}?", "cot": "a solution", "reference": "r"} for i in range(3)]
 
 
@@ -489,6 +617,25 @@ def test_a_task_that_does_not_fit_its_grader_is_one_sentence(rows, spec, words, 
     sentence = capsys.readouterr().err.splitlines()[-1]
     assert stopped.value.code == 2
     assert [word for word in words if word not in sentence] == [], sentence
+
+
+@pytest.mark.parametrize("line, words", [
+    (r'{"question": "\ud83d", "answer": "1"}', ["row 1", "half a character"]),
+    ('{"question": "a", "answer": ' + "9" * 5000 + "}", ["line 1", "many digits"])])
+def test_a_row_that_cannot_be_kept_is_one_sentence(line, words, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text(f"{line}\n" * 9)
+    with pytest.raises(SystemExit) as stopped:
+        verifier.load_problems(str(tmp_path / "rows.jsonl"), "train")
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and [word for word in words if word not in sentence] == []
+
+
+def test_half_a_character_in_what_only_the_grader_reads_stays(tmp_path):
+    args = make_task(tmp_path, ROWS, number(1))
+    for split in ["train", "dev", "test"]:
+        (tmp_path / "task" / f"{split}.jsonl").write_text(
+            r'{"question": "a", "extra": "\ud83d"}' + "\n")
+    assert json.loads(load_task(args).train["item"][0])["extra"] == "\ud83d"
 
 
 def test_scores_outside_of_0_and_1_are_said_and_allowed(tmp_path, capsys):
