@@ -130,8 +130,9 @@ def train(args):
     args.warmup = warm_up(args)  # SFT for a few epochs, so that sampling finds right answers at all
     set_seed(args.seed)
     task = load_task(args, args.partial_reward)
-    lm, tokenizer = load_to_train(args.warmup, args)  # in eval mode: with dropout rho would not be
-    reference = copy.deepcopy(lm).requires_grad_(False)  # 1 at first
+    # In eval mode, and they stay there: with dropout the first ratio would not be 1
+    lm, tokenizer = load_to_train(args.warmup, args)
+    reference = copy.deepcopy(lm).requires_grad_(False)
     check_room(lm, tokenizer, task.all_prompts(), args.max_new_tokens)
     prompts = encode_prompts(tokenizer, task.prompts(task.train))
     optimizer = torch.optim.AdamW(lm.parameters(), lr=args.lr, weight_decay=0.0)
