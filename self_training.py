@@ -24,7 +24,7 @@ from graders import load_task
 from plumbing import files
 from plumbing.advice import after_self_training
 from plumbing.checkpoints import guarded, set_seed
-from plumbing.cli import command, make_parser, number, stop
+from plumbing.cli import command, make_parser, number, stop, warn
 from plumbing.figures import draw_self_training
 from plumbing.models import load_to_train, weights_of
 from plumbing.packing import pad
@@ -236,12 +236,15 @@ def parse_args(argv=None):
                          "eval_every": (64, 10)}.items():
         if getattr(args, name) is None:
             setattr(args, name, values[online])
+    if online and (args.rounds or 1) > 1:
+        parser.error("--rounds: --mode online samples anew in every step, and has no rounds; leave "
+                     "it out")
     for name, value in {"samples": 24, "keep": 10, "from": "base", "rounds": 1}.items():
-        if online and getattr(args, name) is not None:
-            parser.error(f"--{name}: --mode online samples anew in every step, from the warm-up "
-                         "on, and has no rounds; leave it out")
         if getattr(args, name) is None:
             setattr(args, name, value)
+        elif online:
+            warn(f"--{name} says nothing with --mode online, which samples once to a question in "
+                 "every step, from the warm-up on")
     if online:
         setattr(args, "from", "warmup")  # the base model would sample nothing that is right
     return args

@@ -207,9 +207,6 @@ ROWS = [
     ("self", ["--mode=on"], ["--mode", "'on'", "offline", "online"]),
     ("self", ["--mode=online", "--rounds=2", "--warmup=missing/model"],
      ["--rounds", "--mode online", "leave it out"]),
-    *(("self", ["--mode=online", flag, "--warmup=missing/model"], [flag.split("=")[0] + ":",
-                                                                   "leave it out"])
-      for flag in ["--samples=24", "--keep=3", "--from=base"]),
     ("self", ["--from=scratch"], ["--from", "scratch", "base", "warmup"]),
     ("self", ["--round=2"], ["no flag --round:", "did you mean --rounds?"]),
     ("self", [*SMALL, "--warmup=model", "--cot=program"], ["no `program`", "--cot"]),

@@ -409,6 +409,15 @@ def test_parse_args_online_has_other_defaults_and_begins_at_the_warmup():
     assert values("--from=warmup", "--batch-size=3") == (1280, 3, 2e-3, 64, "warmup")
 
 
+@pytest.mark.parametrize("flag", ["--samples=24", "--keep=3", "--from=base"])
+def test_parse_args_says_which_flags_say_nothing_online(flag, capsys):
+    self_training.parse_args(["--mode=online", flag])
+    assert f"{flag.split('=')[0]} says nothing with --mode online" in capsys.readouterr().err
+    self_training.parse_args(["--mode=online"])
+    self_training.parse_args([flag])
+    assert capsys.readouterr().err == ""
+
+
 def test_parse_args_every_setting_has_its_flags_name(capsys):
     """As which an --out that holds another run names it."""
     settings = vars(self_training.parse_args([]))
