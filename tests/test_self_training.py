@@ -9,7 +9,7 @@ from transformers import GPT2LMHeadModel
 
 import self_training
 import sft
-from plumbing import files
+from plumbing import cli, files
 from plumbing.cli import as_flag
 from plumbing.models import load_model
 from self_training import inner_epochs, right_samples, sample_and_keep
@@ -411,6 +411,7 @@ def test_parse_args_online_has_other_defaults_and_begins_at_the_warmup():
 
 @pytest.mark.parametrize("flag", ["--samples=24", "--keep=3", "--from=base"])
 def test_parse_args_says_which_flags_say_nothing_online(flag, capsys):
+    cli.warn.cache_clear()  # it says each sentence once
     self_training.parse_args(["--mode=online", flag])
     assert f"{flag.split('=')[0]} says nothing with --mode online" in capsys.readouterr().err
     self_training.parse_args(["--mode=online"])
