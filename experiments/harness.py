@@ -20,8 +20,8 @@ import torch
 from plumbing import files
 from plumbing.cli import HOME, stop
 
-NAMES = ["main", "comparison", "rivals", "judges", "rlhf", "frontier", "dpo_losses", "ablations",
-         "warmups", "overfit"]
+NAMES = ["main", "comparison", "rivals", "judges", "rlhf", "frontier", "groups", "dpo_losses",
+         "ablations", "warmups", "overfit"]
 RESULTS = Path(__file__).parent / "results"
 FIGURES = HOME / "docs" / "figures"
 ROOT = "out/experiments"  # the runs, all experiments' together: nl/0/reft, program/2/sft, ...

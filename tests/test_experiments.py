@@ -211,5 +211,5 @@ def test_module_lists_the_experiments():
     listed = subprocess.run([sys.executable, "-m", "experiments"], cwd=HOME, capture_output=True,
                             text=True).stdout
     assert [line.split()[0] for line in listed.splitlines()] == [
-        "main", "comparison", "rivals", "judges", "rlhf", "frontier", "dpo_losses", "ablations",
-        "warmups", "overfit"]
+        "main", "comparison", "rivals", "judges", "rlhf", "frontier", "groups", "dpo_losses",
+        "ablations", "warmups", "overfit"]
