@@ -21,7 +21,7 @@ from tqdm import tqdm
 from graders import with_grader
 from plumbing import figures, files
 from plumbing.checkpoints import guarded
-from plumbing.cli import is_grader, make_parser, number, stop, text
+from plumbing.cli import is_grader, is_reward_model, make_parser, number, stop, text
 from plumbing.models import load_model
 from plumbing.packing import pad, predict
 from plumbing.reward_models import add_scores, check_context, load_reward_model
@@ -282,7 +282,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.rerank and not args.samples:
         parser.error("--rerank chooses among samples: give --samples, too")
-    if args.reward and not is_grader(args.reward):
+    if is_reward_model(args.reward):
         parser.error(f"--reward {args.reward}: takes a grader's .json file here; a reward model is "
                      "given to --rerank")
     if (Path(args.out) / "config.json").exists():

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Callable
 
 from plumbing.cli import Parser, is_grader, stop, warn
-from plumbing.grader_fields import check_fields, config_of, corners, joined
 from plumbing.grader_checks import compile_grader
+from plumbing.grader_fields import check_fields, config_of, corners, joined
 from plumbing.grader_programs import loads, reason, run_grader
 from plumbing.models import load_model
 from plumbing.numbers import read_number
@@ -99,6 +99,8 @@ def score_model(spec):
     else:
         model, tokenizer = load_model(spec["model"])
 
+    fill = each(lambda sample, item: whole(spec["input"](sample, item)))
+
     def score_all(samples, items):
         found = fill(samples, items)  # prompts, or errors
         asked = [i for i, prompt in enumerate(found) if isinstance(prompt, str)]
@@ -114,7 +116,6 @@ def score_model(spec):
         for i, x in zip(asked, scores):
             found[i] = x
         return found
-    fill = each(lambda sample, item: whole(spec["input"](sample, item)))
     return score_all
 
 
@@ -295,14 +296,13 @@ def with_grader(task, source, tries=8):
     """The task, scored by a grader. Stops where a template names a column that a problem has not,
     or the grader fails on all of the first annotated solutions."""
     grader = load_grader(source)
-    column = {"nl": "cot", "program": "program"}[task.cot]
     for split, problems in {"train": task.train, "dev": task.dev, "test": task.test}.items():
         items = list(map(json.loads, problems["item"])) if problems is not None else []
         for number, item in enumerate(items, 1):
             for missing in sorted(grader.columns - item.keys())[:1]:
                 stop(f"{grader.where}: {{{{ item.{missing} }}}}: row {number} of the {split} split "
                      f"has no such column, only {', '.join(item)}")
-        solutions = problems[:tries][column] if items else []
+        solutions = problems[:tries][task.column] if items else []
         found = grader.score_all(solutions, items[:tries])
         if any(solutions) and all(x["errors"] for x in found):
             name, reason = next(iter(found[0]["errors"].items()))

@@ -30,7 +30,7 @@ from plumbing.figures import draw_curves
 from plumbing.models import load_to_train
 from plumbing.packing import pad, predict
 from plumbing.rollouts import (Rollout, check_minibatch, micro_batches, minibatches,
-                               rollout_metrics, show, update_metrics)
+                               rollout_metrics, show, suspects_of, update_metrics)
 from plumbing.run import Run
 from plumbing.sampling import check_room, encode_prompts, generate_ids
 from plumbing.schedule import rise_and_fall
@@ -195,10 +195,7 @@ def train(args):
 @torch.no_grad()
 def not_finite(lm, rollout, scores, asked, minibatch, size):
     """What to look at where a gradient is not finite: see Run.update."""
-    suspects = [("the reward", scores, asked, "It is the reward's, not the policy's: look at its "
-                 "rule or model")]
-    suspects += [(name, getattr(rollout, name), asked, None)
-                 for name in ["logprobs", "ref_logprobs"]]
+    suspects = suspects_of(rollout, scores, asked)
     for index in micro_batches(rollout, minibatch, size):
         part = rollout.rows(index)
         logprobs = token_logprobs(lm, part)

@@ -30,12 +30,12 @@ from graders import load_task
 from plumbing import files
 from plumbing.advice import after_ppo, after_rlhf
 from plumbing.checkpoints import guarded, set_seed
-from plumbing.cli import command, is_grader, make_parser, number
+from plumbing.cli import command, is_reward_model, make_parser, number
 from plumbing.figures import draw_curves, draw_learned_reward
 from plumbing.models import load_to_train
 from plumbing.packing import pad, predict
 from plumbing.rollouts import (Rollout, approx_kl, check_minibatch, micro_batches, minibatches,
-                               rollout_metrics, show, update_metrics)
+                               rollout_metrics, show, suspects_of, update_metrics)
 from plumbing.run import Run
 from plumbing.sampling import check_room, encode_prompts, generate_ids
 from plumbing.schedule import rise_and_fall
@@ -186,7 +186,7 @@ def score_tokens(policy, reference, rollout, size):
 
 
 def train(args):
-    run = Run(args, "RLHF" if has_reward_model(args) else "ReFT")
+    run = Run(args, "RLHF" if is_reward_model(args.reward) else "ReFT")
     args.warmup = warm_up(args)  # SFT for a few epochs, so that sampling finds right answers at all
     set_seed(args.seed)
     task = load_task(args, args.partial_reward)
@@ -270,10 +270,7 @@ def scale_metrics(scale):
 @torch.no_grad()
 def not_finite(policy, rollout, scores, asked, minibatch, size):
     """What to look at where a gradient is not finite: see Run.update."""
-    suspects = [("the reward", scores, asked, "It is the reward's, not the policy's: look at its "
-                 "rule or model")]
-    suspects += [(name, getattr(rollout, name), asked, None)
-                 for name in ["logprobs", "ref_logprobs", "values"]]
+    suspects = suspects_of(rollout, scores, asked)
     for index in micro_batches(rollout, minibatch, size):
         part = rollout.rows(index)
         logprobs, values = logprobs_and_values(policy, part)
@@ -308,10 +305,6 @@ def finish(run, tokenizer, task, reference):
                    f"{command('dpo.py', args, 'dpo')}   # pairs in place of a reward",
                    f"python eval.py {args.warmup} {beside / 'sft'} {beside / 'dpo'} {args.out}"],
         **more)
-
-
-def has_reward_model(args):
-    return args.reward is not None and not is_grader(args.reward)
 
 
 def parse_args(argv=None):
@@ -359,10 +352,11 @@ def parse_args(argv=None):
                        help="samples to each dev problem in evaluations, to log the reward and "
                        "the KL to the warm-up model (0: none)")
     args = parser.parse_args(argv)
+    learned = is_reward_model(args.reward)
     if args.kl_coef is None:
-        args.kl_coef = 0.3 if has_reward_model(args) else {"nl": 0.05, "program": 0.01}[args.cot]
+        args.kl_coef = 0.3 if learned else {"nl": 0.05, "program": 0.01}[args.cot]
     if args.vf_coef is None:
-        args.vf_coef = 0.1 if has_reward_model(args) else 0.3
+        args.vf_coef = 0.1 if learned else 0.3
     check_minibatch(parser, args)
     return args
 

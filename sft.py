@@ -31,10 +31,9 @@ def encode(tokenizer, problems, task):
 
     The response ends in EOS: a model that is never shown where to stop will not.
     """
-    column = {"nl": "cot", "program": "program"}[task.cot]
-    solutions = list(problems[column])
+    solutions = list(problems[task.column])
     if "" in solutions:
-        stop(f"--cot {task.cot}: row {solutions.index('') + 1} has no `{column}` to imitate; "
+        stop(f"--cot {task.cot}: row {solutions.index('') + 1} has no `{task.column}` to imitate; "
              "choose the other --cot or another --task")
     prompts = encode_prompts(tokenizer, task.prompts(problems))
     responses = tokenizer(solutions, add_special_tokens=False)["input_ids"]

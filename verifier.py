@@ -67,6 +67,11 @@ class Task:
         """The metric on dev that chooses the model."""
         return "dev_score" if self.scored else "dev_accuracy"
 
+    @property
+    def column(self) -> str:
+        """The problems' column of annotated solutions."""
+        return {"nl": "cot", "program": "program"}[self.cot]
+
     def prompts(self, problems) -> list[str]:
         return [format_prompt(question, self.cot) for question in problems["question"]]
 

@@ -3,7 +3,7 @@
 import statistics
 
 from experiments import main
-from experiments.harness import Job, load_result, mean_and_spread
+from experiments.harness import Job, flags_of, load_result, mean_and_spread
 from plumbing.tables import table
 
 SEEDS = [0, 1]
@@ -20,7 +20,7 @@ def plan(seed):
     warmup, others = main.runs_of("nl", seed)
     runs = [Job("reft_ppo.py", f"nl/{seed}/{name}", (
         *(flag.replace("SEED", str(seed)) for flag in flags),
-        *(f"--seed={seed}",) * (seed > 0)), 3.0) for name, (_, flags) in ROWS.items()]
+        *flags_of(seed)), 3.0) for name, (_, flags) in ROWS.items()]
     sft = [job for job in others if job.folder.endswith("/sft")]
     return [warmup, sft, runs]
 

@@ -1,7 +1,7 @@
 """Can the comparison be believed? Intervals, samples, KL and cost, at as many tokens as ReFT's."""
 
 from experiments import main
-from experiments.harness import FIGURES, Job, load_comparison
+from experiments.harness import FIGURES, Job, flags_of, load_comparison
 from plumbing.figures import draw_samples
 from plumbing.tables import by_seed, compare_groups, comparison_tables
 
@@ -14,7 +14,7 @@ def plan(seed):
     each model measured greedily and 32 times at T = 1."""
     warmup, others = main.runs_of("nl", seed)
     more = Job("sft.py", f"nl/{seed}/sft-more", (
-        f"--model=ROOT/nl/{seed}/warmup", "--epochs=65", *(f"--seed={seed}",) * (seed > 0)), 2.2)
+        f"--model=ROOT/nl/{seed}/warmup", "--epochs=65", *flags_of(seed)), 2.2)
     compared = Job("eval.py", f"comparison/{seed}",
                    tuple(f"ROOT/nl/{seed}/{name}" for name in RUNS), 3.5)
     return [warmup, [*others, more], [compared]]

@@ -3,7 +3,7 @@
 import shutil
 
 from experiments import main
-from experiments.harness import FIGURES, Job, load_comparison, mean_and_spread
+from experiments.harness import FIGURES, Job, flags_of, load_comparison, mean_and_spread
 from plumbing.tables import compare_groups, difference_cell, table
 
 SEEDS = [0, 1]
@@ -17,7 +17,7 @@ ROWS = {  # folder: (what it is, flags)
 def plan(seed):
     """All from the same warm-up, whose samples are the same pairs; KL from 4 samples a problem."""
     warmup, _ = main.runs_of("nl", seed)
-    runs = [Job("dpo.py", f"nl/{seed}/{name}", (*flags, *(f"--seed={seed}",) * (seed > 0)), 1.2)
+    runs = [Job("dpo.py", f"nl/{seed}/{name}", (*flags, *flags_of(seed)), 1.2)
             for name, (_, flags) in ROWS.items()]
     compared = Job("eval.py", f"dpo_losses/{seed}", (
         *(f"ROOT/nl/{seed}/{name}" for name in ["warmup", *ROWS]), "--samples=4"), 1.5)

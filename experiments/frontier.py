@@ -1,7 +1,7 @@
 """How much reward does each nat of KL to the warm-up buy? As in figure 2 of the DPO paper."""
 
 from experiments import rlhf
-from experiments.harness import FIGURES, Job, load_comparison, load_result
+from experiments.harness import FIGURES, Job, flags_of, load_comparison, load_result
 from plumbing.cli import as_flag
 from plumbing.figures import draw_frontier
 from plumbing.files import read_metrics
@@ -34,7 +34,7 @@ def plan(seed):
         runs.append(Job(script, folder(name, value, seed), (
             f"{as_flag(flag)}={text}", *(x.replace("SEED", str(seed)) for x in more),
             "--eval-samples=4", f"--warmup=ROOT/nl/{seed}/warmup",
-            *(f"--seed={seed}",) * (seed > 0)), minutes))
+            *flags_of(seed)), minutes))
     best = Job("eval.py", f"frontier/{seed}/best-of-n", (
         f"ROOT/nl/{seed}/warmup", "--split=dev", "--samples=64",
         f"--rerank=ROOT/nl/{seed}/reward_model"), 2.0)

@@ -3,7 +3,7 @@
 import statistics
 
 from experiments import main
-from experiments.harness import FIGURES, Job, load_result, mean_and_spread
+from experiments.harness import FIGURES, Job, flags_of, load_result, mean_and_spread
 from plumbing.figures import draw_curves
 from plumbing.files import read_metrics
 from plumbing.tables import table
@@ -30,7 +30,7 @@ def plan(seed):
     stages = []
     for cot in ["nl", "program"]:
         warmup, others = main.runs_of(cot, seed)
-        flags = (f"--cot={cot}",) * (cot != "nl") + (f"--seed={seed}",) * (seed > 0)
+        flags = flags_of(seed, cot)
         starts = [job for job in others if job.folder.endswith(("/reft", "/dpo"))]
         runs = [Job(RUNS[name][2], f"{cot}/{seed}/{name}", (
             *flags, *RUNS[name][3],

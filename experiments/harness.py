@@ -68,6 +68,11 @@ class Job:
               flush=True)
 
 
+def flags_of(seed, cot="nl"):
+    """Those that say which seed and style of solution a run is of, where it is not the default."""
+    return (f"--cot={cot}",) * (cot != "nl") + (f"--seed={seed}",) * (seed > 0)
+
+
 def load(name):
     return importlib.import_module(f"experiments.{name}")
 

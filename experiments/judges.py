@@ -1,7 +1,7 @@
 """Which reward model reranks best? Objectives, more samples, harder negatives; on dev."""
 
 from experiments import main
-from experiments.harness import Job, load_comparison, load_result
+from experiments.harness import Job, flags_of, load_comparison, load_result
 from plumbing.tables import table
 
 SEEDS = [0]
@@ -17,7 +17,7 @@ ROWS = {  # folder: (what it is, flags of reward_model.py, minutes)
 def plan(seed):
     """The reward models; and the warm-up's samples to the problems of dev, judged by each."""
     warmup, others = main.runs_of("nl", seed)
-    flags = (f"--seed={seed}",) * (seed > 0)
+    flags = flags_of(seed)
     models = [Job("reward_model.py", f"nl/{seed}/{name}", (
         *flags, *(flag.replace("SEED", str(seed)) for flag in more)), minutes)
         for name, (_, more, minutes) in ROWS.items()]

@@ -2,7 +2,7 @@
 
 import statistics
 
-from experiments.harness import FIGURES, Job, load_result, mean_and_spread
+from experiments.harness import FIGURES, Job, flags_of, load_result, mean_and_spread
 from plumbing.figures import draw_curves
 from plumbing.tables import table
 
@@ -16,7 +16,7 @@ ROWS = {  # folder: (what it is, command)
 
 def runs_of(cot, seed):
     """The four runs of a style of solution, in stages."""
-    flags = (f"--cot={cot}",) * (cot != "nl") + (f"--seed={seed}",) * (seed > 0)
+    flags = flags_of(seed, cot)
     return [[Job("sft.py", f"{cot}/{seed}/warmup", (*flags, "--epochs=5"), 0.3)],
             [Job("reft_ppo.py", f"{cot}/{seed}/reft", flags, 3.0),
              Job("dpo.py", f"{cot}/{seed}/dpo", flags, 1.2),

@@ -3,7 +3,7 @@
 import statistics
 
 from experiments import main
-from experiments.harness import FIGURES, Job, mean_and_spread
+from experiments.harness import FIGURES, Job, flags_of, mean_and_spread
 from plumbing.figures import panels, save
 from plumbing.files import read_metrics
 from plumbing.tables import table
@@ -16,7 +16,7 @@ def plan(seed):
     """main's ReFT; and its SFT again, measured on training questions, too."""
     warmup, others = main.runs_of("nl", seed)
     sft = Job("sft.py", f"overfit/{seed}/sft", (
-        f"--eval-train={QUESTIONS}", *(f"--seed={seed}",) * (seed > 0)), 3.0)
+        f"--eval-train={QUESTIONS}", *flags_of(seed)), 3.0)
     return [warmup, [sft, *(job for job in others if job.folder.endswith("/reft"))]]
 
 

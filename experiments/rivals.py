@@ -3,7 +3,7 @@
 import statistics
 
 from experiments import main
-from experiments.harness import Job, load_comparison, mean_and_spread
+from experiments.harness import Job, flags_of, load_comparison, mean_and_spread
 from plumbing.tables import table
 
 SEEDS = [0, 1, 2]
@@ -23,7 +23,7 @@ def rivals_of(cot, seed):
     """main's warm-up, SFT and ReFT; self-training; a reward model of the warm-up's samples; and all
     of them measured with 32 samples to each problem, voted on, and reranked."""
     warmup, others = main.runs_of(cot, seed)
-    flags = (f"--cot={cot}",) * (cot != "nl") + (f"--seed={seed}",) * (seed > 0)
+    flags = flags_of(seed, cot)
     runs = [job for job in others if not job.folder.endswith("/dpo")]
     runs += [Job("self_training.py", f"{cot}/{seed}/{name}", (*flags, *more), minutes)
              for name, (_, more, minutes) in TRAINED.items()]

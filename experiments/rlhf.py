@@ -3,7 +3,7 @@
 import statistics
 
 from experiments import main
-from experiments.harness import FIGURES, Job, load_result, mean_and_spread
+from experiments.harness import FIGURES, Job, flags_of, load_result, mean_and_spread
 from plumbing.figures import draw_learned_reward
 from plumbing.files import read_metrics
 from plumbing.tables import table
@@ -18,7 +18,7 @@ def folder(beta, seed):
 
 def runs_of(seed):
     """The warm-up, a reward model of pairs of its samples, PPO with that in place of the rule."""
-    flags = (f"--seed={seed}",) * (seed > 0)
+    flags = flags_of(seed)
     warmup, _ = main.runs_of("nl", seed)
     return [warmup, [Job("reward_model.py", f"nl/{seed}/reward_model", flags, 3.0)],
             [Job("reft_ppo.py", folder(beta, seed), (

@@ -1,7 +1,7 @@
 """How long a warm-up does ReFT need? From the base model to SFT trained to its best epoch."""
 
 from experiments import main
-from experiments.harness import FIGURES, Job, load_result, mean_and_spread
+from experiments.harness import FIGURES, Job, flags_of, load_result, mean_and_spread
 from plumbing.cli import HOME
 from plumbing.figures import panels, save
 from plumbing.files import read_metrics
@@ -18,7 +18,7 @@ def folder(epochs, seed):
 
 
 def plan(seed):
-    flags = (f"--seed={seed}",) * (seed > 0)
+    flags = flags_of(seed)
     warmup, others = main.runs_of("nl", seed)
     starts = [Job("sft.py", name.replace("SEED", str(seed)), (*flags, f"--epochs={epochs}"),
                   0.1 + 0.05 * epochs) for epochs, name in EPOCHS.items() if "warmups" in name]

@@ -146,6 +146,11 @@ def is_grader(reward) -> bool:
     return str(reward).endswith(".json")
 
 
+def is_reward_model(reward) -> bool:
+    """Whether --reward names a reward model's folder."""
+    return reward is not None and not is_grader(reward)
+
+
 def as_argv(flags: dict) -> list[str]:
     """Those of the flags that are not a shared one at its default: ["--kl-coef=0.1", ...]."""
     usual = shared_defaults()
@@ -161,7 +166,7 @@ def shared_flags(args) -> list[str]:
     """The flags that every script has, as args have them, as an argv. A reward model stays where it
     was named: what a warm-up or a baseline imitates needs none."""
     return as_argv({name: getattr(args, name) for name in shared_defaults()
-                    if name != "reward" or is_grader(args.reward)})
+                    if name != "reward" or not is_reward_model(args.reward)})
 
 
 def command(script: str, args, name: str) -> str:

@@ -1,7 +1,7 @@
 """Run a grader that is written in Python, grade(sample, item), by the interpreter of programs.
 
 What graders need is added to it: try, raise and assert, `re` and `json`, and more methods of texts
-and sets. What a grader holds that is not known here is said before any sample is scored.
+and sets. grader_checks.py says before any sample is scored what a grader holds that is not here.
 """
 
 import ast
@@ -14,6 +14,7 @@ import regex
 from plumbing.programs import (BUILTINS, MATH, Comprehension, Interpreter, Limit,
                                room_to_recurse)
 from plumbing.searches import FLAGS, SEARCHES, Module, Search, search
+
 
 def loads(text):
     """JSON without NaN and Infinity. Raises: ValueError."""

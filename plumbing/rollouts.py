@@ -64,6 +64,15 @@ def rollout_metrics(rollout, scores, grades, responses, eos, samples_per_questio
     return metrics
 
 
+def suspects_of(rollout, scores, asked):
+    """What came before the updates and may not be finite: see Run.update."""
+    return [("the reward", scores, asked, "It is the reward's, not the policy's: look at its "
+             "rule or model"),
+            *((name, getattr(rollout, name), asked, None)
+              for name in ["logprobs", "ref_logprobs", "values"]
+              if getattr(rollout, name) is not None)]
+
+
 def mean_parts(found):
     """Metrics of the parts of a grader's scores, and of how often it failed. found: [(parts,
     failed)]; failed is None where there is no grader."""
