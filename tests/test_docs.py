@@ -1,0 +1,58 @@
+"""What the pages name has to exist: functions, files, headings, flags."""
+import importlib
+import re
+
+import pytest
+
+from experiments import harness
+from plumbing.cli import HOME
+
+MODULES = {path.stem: path.stem for path in HOME.glob("*.py")} | {
+    path.stem: f"plumbing.{path.stem}" for path in (HOME / "plumbing").glob("*.py")}
+PAGES = pytest.mark.parametrize("page", harness.pages(), ids=lambda page: page.name)
+
+
+def code_of(page):
+    return re.findall(r"`([^`\n]+)`", page.read_text())
+
+
+@PAGES
+def test_every_function_named_exists(page):
+    """`grpo.k3`, `plumbing.stats.pass_at_k`; not `metrics.jsonl`, a file."""
+    for name in code_of(page):
+        match = re.fullmatch(r"(?:plumbing\.)?(\w+)\.(\w+)", name)
+        if match and match[1] in MODULES and match[2] not in ("py", "jsonl", "json", "md"):
+            assert hasattr(importlib.import_module(MODULES[match[1]]), match[2]), name
+
+
+def test_the_derivations_name_the_formulas():
+    named = set(code_of(HOME / "docs" / "papers.md"))
+    assert named >= {"sft.sft_loss", "reft_ppo.token_rewards", "reft_ppo.compute_gae",
+                     "reft_ppo.policy_loss", "reft_ppo.value_loss", "grpo.group_advantages",
+                     "grpo.grpo_loss", "grpo.k3", "dpo.dpo_loss", "reward_model.pairwise_loss"}
+
+
+def headings(page):
+    """The anchors that GitHub makes of a page's headings."""
+    return {re.sub(r"[^\w\- ]", "", line.lstrip("#").strip().lower()).replace(" ", "-")
+            for line in page.read_text().splitlines() if line.startswith("#")}
+
+
+@PAGES
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if not path.startswith("http"):
+            file = (page.parent / path).resolve() if path else page
+            assert file.exists(), target
+            assert not anchor or anchor in headings(file), target
+
+
+@PAGES
+def test_every_flag_named_exists(page):
+    files = [path for path in [*HOME.glob("*.py"), *HOME.glob("*/*.py")]
+             if not path.name.startswith("test_")]
+    flags = {flag for path in files for flag in re.findall(r'"(--[a-z][a-z-]*)"', path.read_text())}
+    flags |= {"--help", "--kl"}  # argparse's own; an example of one that does not exist
+    for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", page.read_text()):
+        assert flag in flags, flag
