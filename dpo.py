@@ -264,8 +264,10 @@ def pair_metrics(pairs, losses, chosen_logps, rejected_logps, ref_chosen_logps,
     """Means over a batch; the implicit rewards, whichever the loss."""
     chosen_rewards = beta * (chosen_logps - ref_chosen_logps)
     rejected_rewards = beta * (rejected_logps - ref_rejected_logps)
+    margins = chosen_rewards - rejected_rewards
     per_pair = {"loss": losses, "chosen_reward": chosen_rewards,
-                "rejected_reward": rejected_rewards, "margin": chosen_rewards - rejected_rewards,
+                "rejected_reward": rejected_rewards, "margin": margins,
+                "weight": torch.sigmoid(-margins),  # of a pair in the gradient of DPO's loss
                 "accuracy": (chosen_rewards > rejected_rewards).float(),
                 "chosen_logp": chosen_logps, "rejected_logp": rejected_logps}
     return {"questions": len(pairs),

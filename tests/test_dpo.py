@@ -178,6 +178,7 @@ def test_pair_metrics_by_hand():
     assert metrics == pytest.approx({
         "questions": 3, "tokens": (6 + 2 + 3) + (8 + 2 + 1) + (2 + 1 + 2), "loss": 2,
         "chosen_reward": 2 / 3, "rejected_reward": 1 / 6, "margin": 1 / 2, "accuracy": 2 / 3,
+        "weight": sum(1 / (1 + math.exp(margin)) for margin in [-1, 2, 0.5]) / 3,
         "chosen_logp": -8 / 3, "rejected_logp": -17 / 3})
 
 
