@@ -76,9 +76,9 @@ def checkpoints(out) -> list[Path]:
                   key=lambda path: int(path.stem[5:]))
 
 
-def save_checkpoint(out, step, content: dict):
-    """Write step-<step>.pt with `content` and the state of all random generators; the newest two
-    are kept. Raises: OSError or RuntimeError where the disk is full."""
+def save_checkpoint(out, step, content: dict, keep=2):
+    """Write step-<step>.pt with `content` and the state of all random generators; the newest `keep`
+    stay. Raises: OSError or RuntimeError where the disk is full."""
     with open(Path(out) / "metrics.jsonl") as file:  # never behind a checkpoint
         os.fsync(file.fileno())
     path = Path(out) / "checkpoint" / f"step-{step:06d}.pt"
@@ -91,7 +91,7 @@ def save_checkpoint(out, step, content: dict):
         error = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(error, "strerror", None) or f"the disk has {free:,} MB left"
         fail(out, f"{path} could not be written ({reason}). Mend that and go on with --resume")
-    for old in checkpoints(out)[:-2]:
+    for old in checkpoints(out)[:-keep]:
         old.unlink()
 
 

@@ -114,6 +114,8 @@ def make_parser(description: str, out: str, trains=True) -> Parser:
     if trains:
         flags.add_argument("--save-every", type=number(int, 1), default=20,
                            help="steps between checkpoints; one more at Ctrl-C and SIGTERM")
+        flags.add_argument("--keep", type=number(int, 1), default=2,
+                           help="so many of them, the newest")
         either = flags.add_mutually_exclusive_group()
         either.add_argument("--resume", action="store_true",
                             help="go on with the unfinished run in --out, exactly where it was")

@@ -10,7 +10,7 @@ from plumbing.cli import HOME
 
 FLOORS = [["plumbing"], ["verifier"], ["graders"], ["eval"], ["sft"],
           ["self_training", "reft_ppo", "grpo", "dpo", "reward_model"],
-          ["experiments", "course", "scale"], ["tests"]]
+          ["experiments", "course", "scale", "explain"], ["tests"]]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 ALGORITHMS = ["sft", *FLOORS[5]]
 SCRIPTS = sorted(path for name in ["eval", *ALGORITHMS] if (path := HOME / f"{name}.py").exists())
