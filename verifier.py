@@ -112,7 +112,8 @@ def load_problems(task, split, limit=None, items=False):
     program, answer; "" where there is none. `limit` keeps the first rows. items: with a column
     `item`, the whole row as JSON; an answer that the rule cannot compare is "" then.
 
-    task: "word_problems" (embedded), "gsm8k", "svamp", "mathqa" (from the hub), or local:
+    task: "word_problems", "word_problems_mcq", "records" (embedded), "gsm8k", "svamp", "mathqa"
+      (from the hub), or local:
       a folder with train.jsonl, dev.jsonl, test.jsonl (or .json); or a file of that kind, in the
       columns of GSM8K (question, answer ending "#### 72"), of mwp_ReFT (question, answer_cot,
       answer_value), of OpenAI (messages, and others for a grader) or ours. A file with train, dev
@@ -286,7 +287,8 @@ def careful_share(responses, cot="nl"):
     return sum(bool(style.search(text)) for text in responses) / max(1, len(responses))
 
 
-OWN_METRICS = {"word_problems": {"careful": careful_share}}  # task: {name: function}
+OWN_METRICS = {name: {"careful": careful_share}  # task: {name: function}
+               for name in ["word_problems", "word_problems_mcq"]}
 
 
 # ---- for other trainers ---------------------------------------------------------------------

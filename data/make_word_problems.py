@@ -1,4 +1,5 @@
-"""Write the embedded task: data/word_problems/{train,dev,test}.jsonl, 1,000 / 200 / 500 problems.
+"""Write the embedded task: data/word_problems/{train,dev,test}.jsonl, 1,000 / 200 / 500 problems;
+and data/word_problems_mcq, the same as multiple choice.
 
     python data/make_word_problems.py                 # the shipped files, byte for byte
 
@@ -22,12 +23,15 @@ out, and imitation cannot.
 import argparse
 import json
 import random
+import re
 from pathlib import Path
 
 NAMES = ["Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "June", "Kai", "Lena"]
 THINGS = ["apples", "books", "cards", "coins", "eggs", "flowers", "marbles", "pens", "shells",
           "stamps", "stickers", "toys"]
 SHARE_SHORT = {"cot": 0.7, "program": 0.5}
+
+STEP = re.compile(r"(?:^|\. )(\d+) ([-+x]) (\d+)")  # of a solution in words, short or careful
 
 # family: (wordings, plan). In a plan a, b, c stand for 11-99 and k for 2-9; every line is one step.
 FAMILIES = {
@@ -116,19 +120,20 @@ def write_step(x: int, op: str, y: int, short: bool) -> str:
     return written + "." if len(small) == 1 else f"{x} {op} {y}: {written}."
 
 
-def make_problem(rng: random.Random, families: dict, share_short: dict) -> dict:
-    """A question with both of its solutions, drawn until every number on the way is 1 to 999."""
+def make_problem(rng: random.Random, families: dict, share_short: dict, least=11, most=99) -> dict:
+    """A question with both of its solutions, its a, b, c from `least` to `most`, drawn until every
+    number on the way is positive and has at most one digit more than `most`."""
     wordings, plan = families[rng.choice(list(families))]
     n, m, o = rng.sample(NAMES, 3)
     wording, things = rng.choice(wordings), rng.choice(THINGS)
     while True:
-        numbers = {name: rng.randint(11, 99) for name in "abc"} | {"k": rng.randint(2, 9)}
+        numbers = {name: rng.randint(least, most) for name in "abc"} | {"k": rng.randint(2, 9)}
         values, steps = dict(numbers), []
         for line in plan:
             name, _, left, op, right = line.split()
             steps.append((values[left], op.replace("*", "x"), values[right]))
             values[name] = work(*steps[-1])
-        if all(0 < value < 1000 for value in values.values()):
+        if all(0 < value <= 10 * most + 9 for value in values.values()):
             break
 
     def fill(line, known):
@@ -148,13 +153,37 @@ def make_problem(rng: random.Random, families: dict, share_short: dict) -> dict:
             "answer": str(answer)}
 
 
+def to_choices(rng: random.Random, problem: dict) -> dict:
+    """The problem with five options, four of them typical mistakes: the result of a step before the
+    last, another operation in the last, a slip in the tens or in the ones."""
+    answer, steps = int(problem["answer"]), STEP.findall(problem["cot"])
+    x, op, y = int(steps[-1][0]), steps[-1][1], int(steps[-1][2])
+    slips = [answer + d for d in (10, -10, 1, -1, 20, -20, 2, -2)]
+    rng.shuffle(slips)
+    mistakes = [work(int(a), b, int(c)) for a, b, c in steps[:-1]]
+    mistakes += [work(x, other, y) for other in "+-x" if other != op and (other == "x") <= (y < 10)]
+    wrong = [m for m in dict.fromkeys(mistakes + slips) if m > 0 and m != answer][:4]
+    options = rng.sample([answer, *wrong], 5)
+    letter = "abcde"[options.index(answer)]
+    listed = " ".join(f"({name}) {option}" for name, option in zip("abcde", options))
+    working = problem["cot"].rsplit(" The answer is", 1)[0]
+    return {"question": f"{problem['question']} {listed}",
+            "cot": f"{working} The answer is {letter}.", "answer": letter}
+
+
+def write(folder, split, problems):
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(problem) for problem in problems]
+    (folder / f"{split}.jsonl").write_bytes(("\n".join(lines) + "\n").encode())
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Write the embedded task's three splits.")
+    parser = argparse.ArgumentParser(description="Write the embedded task's three splits, and "
+                                     "those of its multiple-choice twin.")
     parser.add_argument("--out", default=Path(__file__).parent / "word_problems", type=Path)
     parser.add_argument("--seed", default=0, type=int)
     args = parser.parse_args(argv)
-    rng = random.Random(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
+    rng, choices = random.Random(args.seed), random.Random(args.seed)
     seen = set()
     for split, size in [("train", 1000), ("dev", 200), ("test", 500)]:
         problems = []
@@ -163,8 +192,9 @@ def main(argv=None):
             if problem["question"] not in seen:
                 seen.add(problem["question"])
                 problems.append(problem)
-        lines = [json.dumps(problem) for problem in problems]
-        (args.out / f"{split}.jsonl").write_bytes(("\n".join(lines) + "\n").encode())
+        write(args.out, split, problems)
+        write(args.out.with_name(f"{args.out.name}_mcq"), split,
+              [to_choices(choices, problem) for problem in problems])
 
 
 if __name__ == "__main__":

@@ -80,9 +80,12 @@ def documents(rng: random.Random, count: int) -> list[str]:
     return texts
 
 
-def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE. A digit is always a token; an operator takes the spaces around it along."""
-    pieces = r" [-+*/=] | x (?=\d)| ?[A-Za-z]+|\d|[,.:] |:?\n *| ?[^\sA-Za-z\d]+?|\s+"
+# A digit is always a token; an operator takes the spaces around it along.
+PIECES = r" [-+*/=] | x (?=\d)| ?[A-Za-z]+|\d|[,.:] |:?\n *| ?[^\sA-Za-z\d]+?|\s+"
+
+
+def train_tokenizer(texts: list[str], vocab_size: int, pieces: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE within pieces of a text, which a regular expression describes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(pieces), "isolated"),
@@ -95,27 +98,32 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
                                    model_max_length=1024, clean_up_tokenization_spaces=False)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description="Pre-train the embedded task's base model.")
-    parser.add_argument("--out", default=Path(__file__).parent / "base_model", type=Path)
+def parse_args(argv, out, description, **defaults):
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", default=Path(__file__).parent / out, type=Path)
     parser.add_argument("--steps", default=5000, type=int)
     parser.add_argument("--batch-size", default=64, type=int)
     parser.add_argument("--context", default=128, type=int)
     parser.add_argument("--lr", default=4e-3, type=float)
     parser.add_argument("--vocab-size", default=768, type=int)
+    parser.add_argument("--heads", default=4, type=int)
+    parser.add_argument("--init", default=0.02, type=float, help="the initial weights' deviation")
     parser.add_argument("--seed", default=0, type=int)
-    args = parser.parse_args(argv)
+    parser.set_defaults(**defaults)
+    return parser.parse_args(argv)
+
+
+def pretrain(args, documents, wording, pieces=PIECES):
+    """A model that has read documents(rng, count), texts; its tokenizer has seen those of
+    wording(rng), too."""
     rng = random.Random(args.seed)
     torch.manual_seed(args.seed)
-
-    wording = [make_problem(rng, task.FAMILIES, task.SHARE_SHORT) for _ in range(5_000)]
-    wording = [f"Question: {p['question']}\nAnswer:\n{p['cot']}\nProgram:\n{p['program']}"
-               for p in wording]
-    tokenizer = train_tokenizer(documents(rng, 20_000) + wording, args.vocab_size)
+    texts = wording(rng)
+    tokenizer = train_tokenizer(documents(rng, 20_000) + texts, args.vocab_size, pieces)
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=args.vocab_size, hidden_size=64, intermediate_size=192, num_hidden_layers=3,
-        num_attention_heads=4, max_position_embeddings=1024, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        num_attention_heads=args.heads, max_position_embeddings=1024, tie_word_embeddings=True,
+        initializer_range=args.init, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95),
                                   weight_decay=0.1)
@@ -141,6 +149,17 @@ def main(argv=None):
             print(f"step {step:5d}  loss {loss.item():.3f}  {rate:,.0f} tokens/s", flush=True)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
+
+
+def task_wording(rng: random.Random) -> list[str]:
+    problems = [make_problem(rng, task.FAMILIES, task.SHARE_SHORT) for _ in range(5_000)]
+    return [f"Question: {p['question']}\nAnswer:\n{p['cot']}\nProgram:\n{p['program']}"
+            for p in problems]
+
+
+def main(argv=None):
+    args = parse_args(argv, "base_model", "Pre-train the embedded task's base model.")
+    pretrain(args, documents, task_wording)
 
 
 if __name__ == "__main__":

@@ -90,9 +90,11 @@ def make_parser(description: str, out: str, trains=True) -> Parser:
     flags.add_argument("--model", type=text, default=str(HOME / "data" / "base_model"),
                        help="a Hugging Face folder or hub name, the model before any training here")
     flags.add_argument("--task", type=text, default="word_problems",
-                       help="word_problems, the embedded one; from the hub gsm8k (openai/gsm8k), "
-                       "svamp (ChilleD/SVAMP) or mathqa (regisss/math_qa, multiple choice); a "
-                       ".jsonl or .json file, or a folder of train, dev and test.jsonl")
+                       help="word_problems, the embedded one; word_problems_mcq, the same as "
+                       "multiple choice; records, texts to JSON (see docs/graders.md); from the "
+                       "hub gsm8k (openai/gsm8k), svamp (ChilleD/SVAMP) or mathqa "
+                       "(regisss/math_qa, multiple choice); a .jsonl or .json file, or a folder of "
+                       "train, dev and test.jsonl")
     flags.add_argument("--reward", type=text, default=None, metavar="FILE",
                        help="what scores a response in place of the rule, and chooses the model on "
                        "dev: a grader's .json file (see graders.py), or the folder of a reward "

@@ -8,6 +8,7 @@ from plumbing.cli import HOME, stop, warn
 from plumbing.numbers import read_number
 
 SPLITS = ("train", "dev", "test")
+EMBEDDED = ["word_problems", "word_problems_mcq", "records"]  # folders of data/
 HUB = {  # name: (hub path, config, our split -> its split)
     "gsm8k": ("openai/gsm8k", "main", {"train": "train", "test": "test"}),
     "svamp": ("ChilleD/SVAMP", None, {"train": "train", "test": "test"}),
@@ -55,7 +56,7 @@ def find_sources(task) -> dict:
         path, config, splits = HUB[task]
         return {ours: dict(path=path, name=config, split=theirs)
                 for ours, theirs in splits.items()}
-    path = HOME / "data" / task if task == "word_problems" else Path(task)
+    path = HOME / "data" / task if task in EMBEDDED else Path(task)
     if path.is_dir():
         files = {split: path / f"{split}{suffix}" for split in SPLITS
                  for suffix in (".json", ".jsonl") if (path / f"{split}{suffix}").is_file()}
@@ -69,7 +70,7 @@ def find_sources(task) -> dict:
     else:
         files = {}
     if not files:
-        stop(f"there is no task {task!r}: give word_problems, {', '.join(HUB)}, "
+        stop(f"there is no task {task!r}: give {', '.join([*EMBEDDED, *HUB])}, "
              "a .jsonl or .json file, or a folder that holds train.jsonl, dev.jsonl and test.jsonl")
     return files
 
