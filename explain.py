@@ -228,7 +228,7 @@ def parse_args(argv=None):
     parser.add_argument("--question", type=number(int, 1), default=1,
                         help="of the training split, counted from 1")
     parser.add_argument("--step", type=number(int, 0), default=None,
-                        help="of the checkpoint that samples; 0 is the warm-up; without it the last")
+                        help="of the checkpoint that samples; 0: the warm-up; without it the last")
     parser.add_argument("--pair", type=number(int, 1), default=1,
                         help="of a DPO run, counted from 1")
     parser.add_argument("--html", type=text, metavar="FILE", help="write a page, too")

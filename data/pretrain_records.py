@@ -1,12 +1,12 @@
 """Pre-train data/records/base_model, which knows JSON of other kinds than the records task's.
 
-    python data/pretrain_records.py                   # about 15 minutes on two CPU cores
+    python data/pretrain_records.py                   # 13 minutes on two CPU cores
 
 It reads only text made here, of 192 tokens at a time:
 
-  it knows            how to find what a text says of some keys that it is asked for, in their order,
-                      of things, trips and shows; and how a subtraction is worked out, mostly
-                      carefully and rarely in the head
+  it knows            how to find what a text on a lamp, a tour or a talk says of some keys that it
+                      is asked for; and how a subtraction is worked out, mostly carefully and rarely
+                      in the head
   it has never seen   a text about a person, the task's keys, or its "Question: / Answer:" layout
 """
 
@@ -25,17 +25,22 @@ PIECES = r" [-+*/=] | ?[a-z]+|[A-Z][a-z]*|\d|[,.:] |:?\n *|[^\sA-Za-z\d]+?|\s+"
 # Kinds of text: what they are made of, one wording of each part; and what their keys stand for
 KINDS = [
     ([["{maker}, once at {school}, gives a talk in {city}", "In {city} {maker} of {school} talks"],
-      [" in {tongues}.", " and will be understood in {tongues}.", " in {tongues}, not in {lacking}."],
+      [" in {tongues}.", " and will be understood in {tongues}.",
+       " in {tongues}, not in {lacking}."],
       [" The hall is of {made}; in {then} it was {years}.", " In {then} the hall was {years}."]],
      {"speaker": "maker", "school": "school", "town": "city", "tongues": "languages",
       "hall": "made"}),
-    ([["A lamp by {maker} of {school}, made in {city}", "{school} has a lamp that {maker} made in {city}",
+    ([["A lamp by {maker} of {school}, made in {city}",
+       "{school} has a lamp that {maker} made in {city}",
        "{maker} made this lamp in {city} for {school}"],
-      [", with a note in {tongues}.", "; its label is in {tongues}.", "; its label lacks {lacking} and has {tongues}."],
+      [", with a note in {tongues}.", "; its label is in {tongues}.",
+       "; its label lacks {lacking} and has {tongues}."],
       [" It is from {made}, {years} years before {then}.", " In {then} it was {years} years old."]],
      {"maker": "maker", "owner": "school", "place": "city", "label": "languages", "made": "made"}),
-    ([["A tour of {city} by {maker}, who knows {school}", "{maker} from {school} leads a tour of {city}"],
-      [", which one may have in {tongues}.", " with signs in {tongues}.", " with signs in {tongues}, none in {lacking}."],
+    ([["A tour of {city} by {maker}, who knows {school}",
+       "{maker} from {school} leads a tour of {city}"],
+      [", which one may have in {tongues}.", " with signs in {tongues}.",
+       " with signs in {tongues}, none in {lacking}."],
       [" It began in {made}.", " Since {made} it has run, {years} years by {then}.",
        " In {then} it had run for {years} years."]],
      {"guide": "maker", "from": "school", "to": "city", "signs": "languages", "since": "made"})]

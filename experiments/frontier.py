@@ -1,5 +1,7 @@
 """How much reward does each nat of KL to the warm-up buy? As in figure 2 of the DPO paper."""
 
+import statistics
+
 from experiments import rlhf
 from experiments.harness import FIGURES, Job, flags_of, load_comparison, load_result
 from plumbing.cli import as_flag
@@ -16,6 +18,7 @@ SERIES = {  # name: (script, the flag that is varied, its values, other flags, m
     "dpo": ("dpo.py", "beta", [0.1, 0.3, 1.0, 3.0], (), 2.0),
     "preferred-ft": ("dpo.py", "loss", ["preferred-ft"], (), 2.0),
     "unlikelihood": ("dpo.py", "loss", ["unlikelihood"], (), 2.0)}
+STEPS = [10, 20, 40, 60, 80, 100]  # of the evaluations, in a table of KL and accuracy
 RUNS = [(name, value) for name, row in SERIES.items() for value in row[2]]
 
 
@@ -59,6 +62,12 @@ def points(root, seeds):
     return found | {"best of n": {"": [best_of_n(root, seed) for seed in seeds]}}
 
 
+def by_checkpoint(evaluations):
+    """{step: means of the seeds}. evaluations: of each seed, those of one setting."""
+    return {same[0]["step"]: {key: statistics.mean(m[key] for m in same)
+                              for key in ["dev_kl", "dev_accuracy"]} for same in zip(*evaluations)}
+
+
 def collect(root, seeds):
     keys = ["dev_reward", "dev_kl", "dev_accuracy"]
     found = points(root, seeds)
@@ -68,7 +77,8 @@ def collect(root, seeds):
     rows += [{"name": "best of n", "value": str(m["n"]), **{
         key: [evaluations[i][key] for evaluations in found["best of n"][""]] for key in keys}}
         for i, m in enumerate(found["best of n"][""][0])]
-    return {"rows": rows, "bands": {
+    checkpoints = {beta: by_checkpoint(of_seeds) for beta, of_seeds in found["reft"].items()}
+    return {"rows": rows, "checkpoints": checkpoints, "bands": {
         f"{name} {value}": {seed: load_result(root, folder(name, value, seed))["test_accuracy"]
                             for seed in seeds} for name, value in RUNS}}
 
@@ -90,7 +100,12 @@ def tables(results):
          "KL to the warm-up model, nats", "accuracy on dev, greedy"],
         [[command_of(row), cell(row["dev_reward"], ".3f"), cell(row["dev_kl"], ".2f"),
           cell(row["dev_accuracy"], ".1%") if row["name"] != "best of n" else ""]
-         for row in results["rows"]])}
+         for row in results["rows"]]),
+        "checkpoints": table(
+            ["ReFT's beta", *(f"step {step}" for step in STEPS)],
+            [[beta, *(f"{m['dev_kl']:.2f} / {m['dev_accuracy']:.1%}"
+                      for m in (steps[str(step)] for step in STEPS))]
+             for beta, steps in results["checkpoints"].items()])}
 
 
 def draw(root, seeds):

@@ -20,12 +20,13 @@ import torch
 from plumbing import files
 from plumbing.cli import HOME, stop
 
-NAMES = ["main", "comparison", "rivals", "judges", "rlhf", "frontier", "groups", "dpo_losses",
-         "ablations", "warmups", "overfit"]
+NAMES = ["main", "comparison", "rivals", "judges", "rlhf", "frontier", "groups", "dozens",
+         "data_efficiency", "records", "methods", "shift", "dpo_losses", "ablations", "warmups",
+         "overfit"]
 RESULTS = Path(__file__).parent / "results"
 FIGURES = HOME / "docs" / "figures"
 ROOT = "out/experiments"  # the runs, all experiments' together: nl/0/reft, program/2/sft, ...
-TABLE = re.compile(r"(<!-- table (\w+) (\w+) -->\n).*?(<!-- end -->)", re.S)
+TABLE = re.compile(r"(<!-- table (\w+) (\w+)( zh)? -->\n).*?(<!-- end -->)", re.S)
 LENGTH = re.compile(r"(\[(\w+\.py)\]\(\2\), )\d+( lines)")
 
 
@@ -143,10 +144,12 @@ def save(name, seeds, root):
 
 def filled(text):
     """The text of a page, its tables made anew from results/: what stands between the lines
-    `<!-- table EXPERIMENT NAME -->` and `<!-- end -->`. And the lengths of files."""
+    `<!-- table EXPERIMENT NAME -->` and `<!-- end -->`, in Chinese with `zh` behind the name. And
+    the lengths of files."""
     def table(match):
-        start, experiment, name, end = match.groups()
-        return f"{start}{load(experiment).tables(results(experiment))[name]}\n{end}"
+        start, experiment, name, chinese, end = match.groups()
+        made = load(experiment).tables(results(experiment))[name]
+        return f"{start}{load('chinese').translated(made) if chinese else made}\n{end}"
 
     def length(match):
         start, file, end = match.groups()
@@ -155,7 +158,7 @@ def filled(text):
 
 
 def pages():
-    return [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]
+    return [*sorted(HOME.glob("README*.md")), *sorted((HOME / "docs").glob("*.md"))]
 
 
 def write():

@@ -116,7 +116,7 @@ def make_parser(description: str, out: str, trains=True) -> Parser:
     if trains:
         flags.add_argument("--save-every", type=number(int, 1), default=20,
                            help="steps between checkpoints; one more at Ctrl-C and SIGTERM")
-        flags.add_argument("--keep", type=number(int, 1), default=2,
+        flags.add_argument("--keep-checkpoints", type=number(int, 1), default=2,
                            help="so many of them, the newest")
         either = flags.add_mutually_exclusive_group()
         either.add_argument("--resume", action="store_true",

@@ -22,8 +22,8 @@ from plumbing.cli import HOME, as_flag, stop
 
 # Flags that decide nothing about what is learned, but for rounding and the luck of the samples: a
 # run may go on with others.
-NO_SETTINGS = {"out", "resume", "overwrite", "save_every", "keep", "device", "micro_batch_size",
-               "gradient_checkpointing", "generate_batch_size"}
+NO_SETTINGS = {"out", "resume", "overwrite", "save_every", "keep_checkpoints", "device",
+               "micro_batch_size", "gradient_checkpointing", "generate_batch_size"}
 WRITTEN = ["model", "checkpoint", "metrics.jsonl", "result.json", "pairs.jsonl", "samples"]
 SOURCES = ["model", "warmup", "task", "pairs", "reward"]  # flags that may name files
 

@@ -89,7 +89,7 @@ class Run:
                         "parts": [part.state_dict() if hasattr(part, "state_dict") else
                                   part.get_state() for part in self.parts],
                         "values": {name: getattr(self, name) for name in self.values}},
-                        self.args.keep)
+                        self.args.keep_checkpoints)
                 if caught:
                     tqdm.write(f"{self.out}: interrupted, and saved after step {step} of "
                                f"{self.total}; the same command with --resume goes on",

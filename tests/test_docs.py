@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from experiments import harness
+from experiments import chinese, harness
 from plumbing.cli import HOME
 
 MODULES = {path.stem: path.stem for path in HOME.glob("*.py")} | {
@@ -56,3 +56,39 @@ def test_every_flag_named_exists(page):
     flags |= {"--help", "--kl"}  # argparse's own; an example of one that does not exist
     for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", page.read_text()):
         assert flag in flags, flag
+
+
+# --- The Chinese page ---
+
+CHINESE, ENGLISH = HOME / "README.zh-CN.md", HOME / "README.md"
+
+
+def test_the_chinese_page_has_no_command_of_its_own():
+    blocks = re.findall(r"^```\n(.*?)^```", CHINESE.read_text(), re.M | re.S)
+    commands = [line for block in blocks for line in block.splitlines()
+                if line.startswith(("pip ", "python "))]
+    assert len(commands) >= 3
+    for command in commands:
+        assert command in ENGLISH.read_text()
+
+
+def test_the_chinese_tables_have_the_numbers_of_the_english_ones():
+    tables = re.findall(r"<!-- table (\w+) (\w+) zh -->\n(.*?)\n<!-- end -->", CHINESE.read_text(),
+                        re.S)
+    assert {(experiment, name) for experiment, name, _ in tables} >= {
+        ("main", "main"), ("rivals", "short")}
+    for experiment, name, text in tables:
+        english = harness.load(experiment).tables(harness.results(experiment))[name]
+        numbers = re.compile(r"\d[\d,.]*")
+        rows = [[numbers.findall(cell) for cell in line.split("|")] for line in text.splitlines()]
+        assert len(rows) > 3
+        for row, line in zip(rows, english.splitlines(), strict=True):
+            cells = [numbers.findall(cell) for cell in line.split("|")]
+            assert row[2:] == cells[2:], line  # what a row is may count things in words
+        assert not re.search(r"\| +(who|what|time|memory|the rule) +\|", text)
+
+
+def test_translated_by_hand():
+    made = chinese.translated("| greedy | time |\n| --- | ---: |\n| 81.0% ± 2 | x |")
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in made.splitlines()] == [
+        ["贪心解码", "时间"], ["---------", "-:"], ["81.0% ± 2", "x"]]

@@ -57,6 +57,44 @@ def test_main_table_by_hand():
     assert cells[1:5] == ["60.0% ± 14.1", "60.0% ± 14.1", "15 s, 15 s", "0.7 GB"]
 
 
+def test_dozens_tables_by_hand():
+    """Warm-ups of 60% and 50%, runs of 50% and 70%: gains of -10 and +20. Two seeds whose dev falls
+    from 60% to 40% and from 70% to 60%: 65% at best, 50% at the end."""
+    dozens = harness.load("dozens")
+    row = {"accuracy": [0.5, 0.7], "best_step": [2, 4], "kl": [1.0, 2.0]}
+    long = {"dev_accuracy": [[0.6, 0.4], [0.7, 0.6]], "accuracy": [[0.5, 0.9], [0.5, 0.7]],
+            "kl": [[1.0, 2.0], [2.0, 4.0]]}
+    made = dozens.tables({
+        "rows": {f"{name} {size}": row for name in dozens.RUNS for size in dozens.SIZES},
+        "long": {name: long for name in dozens.TOO_LONG}, "warmup": [0.6, 0.5], "sft": [0.7, 0.7]})
+    cells = [cell.strip() for cell in made["dozens"].splitlines()[3].split("|")[1:-1]]
+    assert cells == ["12: ReFT", "60.0% ± 14.1", "+5.0", "-10.0", "1", "2, 4", "1.5"]
+    cells = [cell.strip() for cell in made["long"].splitlines()[2].split("|")[2:-1]]
+    assert cells == ["65.0%", "50.0%", "80.0%", "1.5 3.0"]
+
+
+def test_precision_and_recall_by_hand():
+    """Of three records one is no JSON: its fields are asked for, and not given. Languages given: 2
+    and 1, of which 1 and 1 are right; asked for: 2 in each."""
+    row = {"name": "Ana Moss", "born": 1978, "university": "Basel", "city": "Lima",
+           "languages": ["Dutch", "Thai"]}
+    responses = [row | {"languages": ["Dutch", "Greek"], "born": "1978"},
+                 {"name": "Ana", "languages": ["Thai"]}]
+    found = harness.load("records").precision_and_recall(
+        [*map(json.dumps, responses), "Ana Moss"], [row] * 3)
+    assert found == {"name": (1 / 2, 1 / 3), "born": (0, 0), "university": (1, 1 / 3),
+                     "city": (1, 1 / 3), "languages": (2 / 3, 2 / 6)}
+
+
+def test_fresh_problems_are_none_of_the_embedded_tasks():
+    tasks = harness.load("tasks")
+    problems = tasks.fresh(300, 5)
+    asked = {row["question"] for row in problems}
+    assert len(asked) == 300 and problems == tasks.fresh(300, 5) != tasks.fresh(300, 6)
+    assert not asked & {row["question"] for split in ["train", "dev", "test"]
+                        for row in tasks.embedded(split)}
+
+
 def test_mean_and_spread_by_hand():
     assert mean_and_spread([0.5, 0.7]) == "60.0% ± 14.1" and mean_and_spread([0.5]) == "50.0%"
 
@@ -211,5 +249,6 @@ def test_module_lists_the_experiments():
     listed = subprocess.run([sys.executable, "-m", "experiments"], cwd=HOME, capture_output=True,
                             text=True).stdout
     assert [line.split()[0] for line in listed.splitlines()] == [
-        "main", "comparison", "rivals", "judges", "rlhf", "frontier", "groups", "dpo_losses",
-        "ablations", "warmups", "overfit"]
+        "main", "comparison", "rivals", "judges", "rlhf", "frontier", "groups", "dozens",
+        "data_efficiency", "records", "methods", "shift", "dpo_losses", "ablations", "warmups",
+        "overfit"]

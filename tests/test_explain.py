@@ -22,11 +22,13 @@ def runs(tmp_path_factory):
             "--device=cpu"]
     (here / "grader.json").write_text(json.dumps({"type": "python", "name": "even", "source": (
         "def grade(sample, item):\n    return float(len(sample['output_text']) % 2 == 0)")}))
-    reft_ppo.main([*same, "--steps=3", "--batch-size=4", "--save-every=1", "--keep=3", "--lr=0.01",
-                   f"--reward={here / 'grader.json'}", f"--out={here / 'reft'}"])
-    pairs = [{"prompt": f"Say {i}", "chosen": "yes", "rejected": "no"} for i in range(8)]
+    reft_ppo.main([*same, "--steps=3", "--batch-size=4", "--lr=0.01", "--save-every=1",
+                   "--keep-checkpoints=3", f"--reward={here / 'grader.json'}",
+                   f"--out={here / 'reft'}"])
+    pairs = [{"prompt": f"Say {i}", "chosen": "yes", "rejected": "no"} for i in range(40)]
     (here / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-    dpo.main([*same, f"--pairs={here / 'pairs.jsonl'}", "--beta=0.5", "--epochs=1",
+    dpo.main([*same[:1], "--task=none", f"--pairs={here / 'pairs.jsonl'}", "--beta=0.5",
+              "--lr=0.01", "--device=cpu",
               f"--out={here / 'dpo'}"])
     return here
 
@@ -57,7 +59,8 @@ def test_a_rollouts_ledger_adds_up(runs, capsys):
         assert whole == pytest.approx(sum(row[3] for row in numbers[t:]), abs=1e-2)
     for at, column in [(1, 0), (2, 1), (3, 2), (4, 3)]:
         assert float(last[at]) == pytest.approx(sum(row[column] for row in numbers), abs=1e-2)
-    assert any(row[4] for row in numbers)  # the value head is the checkpoint's, not zero
+    # The value head is the checkpoint's, not zero, and the policy has left its reference
+    assert any(row[4] for row in numbers) and any(abs(row[2]) > 0.01 for row in numbers)
 
 
 def test_the_warm_up_is_its_own_reference_and_has_no_value(runs, capsys):
@@ -126,7 +129,7 @@ def test_a_pairs_ledger_adds_up(runs, capsys):
                    for row in own)
     r_w, r_l, margin, loss, weight = map(float, re.search(
         r"chosen (\S+), rejected (\S+)\nmargin (\S+); .*\) (\S+); .*\) (\S+)\n", said).groups())
-    assert [r_w, r_l] == pytest.approx([0.5 * x for x in sums], abs=2e-3)
+    assert [r_w, r_l] == pytest.approx([0.5 * x for x in sums], abs=2e-3) and r_w > 0.01
     assert margin == pytest.approx(r_w - r_l, abs=2e-3)
     assert loss == pytest.approx(math.log(1 + math.exp(-margin)), abs=2e-3)
     assert weight == pytest.approx(1 / (1 + math.exp(margin)), abs=2e-3)
@@ -135,7 +138,8 @@ def test_a_pairs_ledger_adds_up(runs, capsys):
 @pytest.mark.parametrize("argv, words", [
     (["model"], ["model", "not a run's"]), (["nowhere"], ["nowhere", "no run of"]),
     (["reft", "--question=9"], ["--question 9", "has 8"]),
-    (["reft", "--step=7"], ["--step 7", "0, 1, 2, 3"]), (["dpo", "--pair=9"], ["--pair 9", "has 8"])])
+    (["reft", "--step=7"], ["--step 7", "0, 1, 2, 3"]),
+    (["dpo", "--pair=41"], ["--pair 41", "has 40"])])
 def test_mistakes_cost_one_sentence(runs, argv, words, capsys):
     with pytest.raises(SystemExit) as stopped:
         explain.main([str(runs / argv[0]), *argv[1:], "--device=cpu"])
