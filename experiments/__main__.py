@@ -36,7 +36,7 @@ def main(argv=None):
             module = harness.load(name)
             every = [stage for seed in module.SEEDS for stage in module.plan(seed)]
             todo = harness.missing(name, module.SEEDS, harness.ROOT)
-            print(f"{name:12} {harness.minutes(every):4.0f} minutes, "
+            print(f"{name:15} {harness.minutes(every):4.0f} minutes, "
                   f"{harness.minutes(todo):3.0f} of them to do: "
                   f"{module.__doc__.splitlines()[0]}")
 

@@ -15,7 +15,7 @@ WORDS = {
     "who scores": "谁打分", "learns from": "从什么学", "models in memory": "内存中的模型",
     "who samples": "谁采样", "test accuracy": "测试准确率", "sampled": "采样数",
     "time per point over the warm-up": "比预热每高一个点的时间", "self-training": "自训练",
-    "RFT: 48 questions": "RFT：48 道题", "nobody": "没有", "the rule": "规则",
+    "RFT: 48 questions": "RFT：48 道题", "nobody": "无", "the rule": "规则",
     "the rule picks": "规则挑选", "the rule, in pairs": "规则，成对", "the rule, 1 or 0": "规则，1 或 0",
     "a model of pairs": "从偏好对学的模型", "solutions": "解答", "answers": "答案", "pairs": "偏好对",
     "48 answers": "48 个答案", "1: log pi_ref once": "1：log pi_ref 只算一次",
