@@ -27,7 +27,7 @@ from plumbing.checkpoints import checkpoints
 from plumbing.cli import HOME, Parser, number, stop, text
 from plumbing.models import load_model
 from plumbing.packing import pad
-from plumbing.pairs import load_pairs
+from plumbing.pairs import encode_pairs, load_pairs
 from plumbing.rollouts import Rollout, micro_batches, minibatches
 from plumbing.sampling import encode_prompts, generate_ids
 from plumbing.tables import table
@@ -40,31 +40,23 @@ COLUMNS = {"logprob": "log pi", "ref_logprob": "log pi_ref", "kl": "KL", "reward
 # --- A rollout of a ReFT run ---
 
 
-def policies(run, flags):
-    """{step: (policy, optimizer) after it}: 0, the warm-up, whose V is 0; and each checkpoint's."""
-    lm, tokenizer = load_model(flags.warmup, flags.device)
-    start = reft_ppo.PolicyWithValue(lm, separate=flags.value == "separate")
-    found = {0: with_optimizer(start, flags)}
-    for path in checkpoints(run):
-        saved = torch.load(path, map_location=lm.device, weights_only=True)
-        found[saved["step"]] = with_optimizer(start, flags, *saved["parts"][:2])
-    return found, tokenizer
-
-
-def with_optimizer(policy, flags, weights=None, state=None):
-    """A copy of the policy and its optimizer, at the peak learning rate."""
-    policy = copy.deepcopy(policy)
+def policy_at(path, start, flags):
+    """A copy of the policy `start`, with the weights of the checkpoint `path`, where one is given,
+    and its optimizer, at the peak learning rate."""
+    policy = copy.deepcopy(start)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=flags.lr, weight_decay=0.0)
-    if weights:
-        policy.load_state_dict(weights)
-        optimizer.load_state_dict(state)
+    if path:
+        saved = torch.load(path, map_location=policy.lm.device, weights_only=True)
+        policy.load_state_dict(saved["parts"][0])
+        optimizer.load_state_dict(saved["parts"][1])
     optimizer.param_groups[0]["lr"] = flags.lr
     return policy, optimizer
 
 
 def roll_out(policy, reference, tokenizer, task, asked, flags, first=None):
     """Steps 1 to 4 of reft_ppo.train for the questions asked. first: the first one's response,
-    where it is given. Returns: the rollout, its rewards in it, the scores and the texts."""
+    where it is given. Returns: the rollout, with `rewards` and `raw`, the advantages before they are
+    whitened; the scores; the first response."""
     lm, eos = policy.lm, tokenizer.eos_token_id
     prompts = encode_prompts(tokenizer, task.prompts(task.train[asked]))
     responses = generate_ids(lm, prompts, eos, flags.max_new_tokens, temperature=1.0,
@@ -123,20 +115,19 @@ def ledger(tokenizer, rollout, ratios, clip_eps):
 
 
 def show_rollout(run, step, question, rows, score, flags):
-    kl, total = sum(row["kl"] for row in rows), sum(row["reward"] for row in rows)
     print(f"{run}, step {step}: a sample at T = 1\n\n{question}")
-    sums = {name: sum(row[name] for row in rows) for name in ["logprob", "ref_logprob", "kl",
-                                                               "reward"]}
+    sums = {name: sum(row[name] for row in rows)
+            for name in ["logprob", "ref_logprob", "kl", "reward"]}
     lines = [[show_token(row["token"]), *(digits(row[name]) for name in list(COLUMNS)[:-1]),
               "yes" if row["clipped"] else ""] for row in rows]
     lines.append(["sum", *(digits(sums[name]) if name in sums else "" for name in COLUMNS)])
     print(table(["token", *COLUMNS.values()], lines))
-    print(f"\nsum of the rewards = score - beta x sum of KL: {total:.3f} = {score:.3f} - "
-          f"{flags.kl_coef:g} x {kl:.3f}\nof each token return = A + V"
-          + (f"; with gamma = lambda = 1 the first return is that sum: {rows[0]['return']:.3f}"
-             if flags.gamma == flags.lam == 1 else
-             f"; gamma {flags.gamma:g}, lambda {flags.lam:g}: A = delta + gamma lambda A of the "
-             "next") + f"\nratio after: one epoch of updates at --lr {flags.lr:g} with a step's "
+    way = (f"; with gamma = lambda = 1 the first return is that sum: {rows[0]['return']:.3f}"
+           if flags.gamma == flags.lam == 1 else
+           f"; gamma {flags.gamma:g}, lambda {flags.lam:g}: A = delta + gamma lambda A of the next")
+    print(f"\nsum of the rewards = score - beta x sum of KL: {sums['reward']:.3f} = {score:.3f} - "
+          f"{flags.kl_coef:g} x {sums['kl']:.3f}\nof each token return = A + V{way}\n"
+          f"ratio after: one epoch of updates at --lr {flags.lr:g} with a step's "
           f"{flags.batch_size} rollouts; clipped: no gradient, as the ratio has moved by more than "
           f"{flags.clip_eps:g} where A asks it to")
 
@@ -151,25 +142,25 @@ def show_token(token):
 
 
 def explain_rollout(run, args, flags):
-    found, tokenizer = policies(run, flags)
-    step = max(found) if args.step is None else args.step
-    if step not in found:
-        stop(f"--step {step}: {run} has the steps {', '.join(map(str, found))}")
+    paths = {0: None} | {int(path.stem[5:]): path for path in checkpoints(run)}
+    step = max(paths) if args.step is None else args.step
+    if step not in paths:
+        stop(f"--step {step}: {run} has the steps {', '.join(map(str, paths))}")
     task = load_task(flags, flags.partial_reward)
     if args.question > len(task.train):
         stop(f"--question {args.question}: the training split has {len(task.train):,}")
-    count = max(flags.batch_size, 2)
-    asked = [(args.question - 1 + i) % len(task.train) for i in range(count)]
+    asked = [(args.question - 1 + i) % len(task.train) for i in range(flags.batch_size)]
     question = task.prompts(task.train[asked[:1]])[0]
-    pages, first, reference = {}, None, copy.deepcopy(found[0][0])
-    for at in [step, *(set(found) - {step} if args.html else [])]:
-        policy, optimizer = found[at]
-        rollout, scores, first = roll_out(policy, reference, tokenizer, task, asked, flags, first)
+    lm, tokenizer = load_model(flags.warmup, flags.device)
+    start = reft_ppo.PolicyWithValue(lm, separate=flags.value == "separate")  # its V is 0
+    pages, first = {}, None
+    for at in [step, *(paths.keys() - {step} if args.html else [])]:
+        policy, optimizer = policy_at(paths[at], start, flags)
+        rollout, scores, first = roll_out(policy, start, tokenizer, task, asked, flags, first)
         ratios = ratios_after(policy, optimizer, rollout, flags)
         rows = ledger(tokenizer, rollout, ratios, flags.clip_eps)
         pages[at] = {"score": scores[0].item(), "tokens": rows}
-        if at == step:
-            show_rollout(run, step, question, rows, scores[0].item(), flags)
+    show_rollout(run, step, question, pages[step]["tokens"], pages[step]["score"], flags)
     if args.html:
         write_page(args.html, run, question, dict(sorted(pages.items())))
 
@@ -182,26 +173,27 @@ def explain_pair(run, args, flags):
     pairs = load_pairs(file)
     if args.pair > len(pairs):
         stop(f"--pair {args.pair}: {file} has {len(pairs):,}")
-    pair, totals = pairs[args.pair - 1], {}
+    pair = pairs[args.pair - 1]
     policy, tokenizer = load_model(run, flags.device)
     reference, _ = load_model(flags.warmup, flags.device)
+    encoded = encode_pairs(tokenizer, [pair], flags.max_length)
+    if not encoded:
+        stop(f"--pair {args.pair}: it is longer than {flags.max_length} tokens, or the same on both "
+             "sides, and was left out; choose another")
     print(f"{run}, pair {args.pair}\n\n{pair['prompt']}")
-    [prompt] = encode_prompts(tokenizer, [pair["prompt"]])
+    logps = {}
     for side in ["chosen", "rejected"]:
-        response = tokenizer(pair[side], add_special_tokens=False)["input_ids"]
-        response.append(tokenizer.eos_token_id)
-        rollout = Rollout(*pad([(prompt, response)], policy.device))
+        response = encoded[0][side]
+        rollout = Rollout(*pad([(encoded[0]["prompt"], response)], policy.device))
         with torch.no_grad():
-            log_pi, log_ref = (token_logprobs(lm, rollout)[rollout.mask].tolist()
+            log_pi, log_ref = (token_logprobs(lm, rollout)[rollout.mask]
                                for lm in (policy, reference))
-            totals[side] = [dpo.response_logps(lm, [(prompt, response)])
-                            for lm in (policy, reference)]
-        lines = [[show_token(tokenizer.decode([token])), digits(p), digits(q), digits(p - q, "+")]
-                 for token, p, q in zip(response, log_pi, log_ref)]
-        lines.append(["sum", digits(sum(log_pi)), digits(sum(log_ref)),
-                      digits(sum(log_pi) - sum(log_ref), "+")])
+        logps[side] = log_pi.sum(), log_ref.sum()
+        lines = [[name, digits(p), digits(q), digits(p - q, "+")] for name, p, q in zip(
+            [*(show_token(tokenizer.decode([token])) for token in response), "sum"],
+            [*log_pi.tolist(), log_pi.sum().item()], [*log_ref.tolist(), log_ref.sum().item()])]
         print(table([side, "log pi", "log pi_ref", "difference"], lines) + "\n")
-    (chosen, ref_chosen), (rejected, ref_rejected) = totals["chosen"], totals["rejected"]
+    (chosen, ref_chosen), (rejected, ref_rejected) = logps.values()
     losses, r_w, r_l = dpo.dpo_loss(chosen, rejected, ref_chosen, ref_rejected, flags.beta,
                                     flags.label_smoothing)
     print(f"r = beta x the sum of the differences, beta {flags.beta:g}: chosen {r_w.item():.3f}, "

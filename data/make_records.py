@@ -20,6 +20,8 @@ import json
 import random
 from pathlib import Path
 
+from make_word_problems import write, write_step
+
 FIRST = ["Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "June", "Kai", "Lena",
          "Mara", "Nils", "Olga", "Pia"]
 LAST = ["Adler", "Berg", "Costa", "Dunn", "Frost", "Gold", "Hart", "Jones", "Klein", "Lund", "Moss",
@@ -45,12 +47,8 @@ TONGUES = ["{first} speaks {languages}.", "The languages of {first} are {languag
 PROMPT = "Write JSON: name, born, university, city, languages."
 
 
-def subtract(a: int, b: int) -> str:
-    """2009 - 31 in small steps."""
-    tens, ones = b // 10 * 10, b % 10
-    if not ones or not tens:
-        return f"{a} - {b} = {a - b}"
-    return f"{a} - {b}: {a} - {tens} = {a - tens}, {a - tens} - {ones} = {a - b}"
+def listed(words: list[str]) -> str:
+    return ", ".join(words[:-1]) + f" and {words[-1]}"
 
 
 def make_record(rng: random.Random) -> dict:
@@ -60,14 +58,15 @@ def make_record(rng: random.Random) -> dict:
     year, age = rng.randint(1985, 2024), rng.randint(18, 59)
     known = dict(name=f"{first} {last}", first=first, city=city, other=other, year=year, age=age,
                  university=rng.choice(UNIVERSITIES), subject=rng.choice(SUBJECTS), wrong=wrong,
-                 languages=", ".join(languages[:-1]) + f" and {languages[-1]}")
+                 languages=listed(languages))
     origin = rng.choice(ORIGINS)
     known["who"] = "" if origin.endswith(",") else first if origin else known["name"]
     parts = [origin, rng.choice(STUDIES), rng.choice(MOVES), rng.choice(TONGUES)]
     text = " ".join(" ".join(parts).format(**known).split())
     fields = {"name": known["name"], "born": year - age, "university": known["university"],
               "city": city, "languages": languages}
-    working = {} if rng.random() < SHARE_SHORT else {"working": subtract(year, age)}
+    working = {} if rng.random() < SHARE_SHORT else {
+        "working": write_step(year, "-", age, False).rstrip(".")}
     return {"messages": [{"role": "user", "content": f"{PROMPT}\n{text}"},
                          {"role": "assistant", "content": json.dumps(working | fields)}]} | fields
 
@@ -98,7 +97,6 @@ def main(argv=None):
     parser.add_argument("--seed", default=0, type=int)
     args = parser.parse_args(argv)
     rng = random.Random(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
     seen = set()
     for split, size in [("train", 1000), ("dev", 200), ("test", 500)]:
         rows = []
@@ -106,8 +104,8 @@ def main(argv=None):
             row = make_record(rng)
             if row["messages"][0]["content"] not in seen:
                 seen.add(row["messages"][0]["content"])
-                rows.append(json.dumps(row))
-        (args.out / f"{split}.jsonl").write_bytes(("\n".join(rows) + "\n").encode())
+                rows.append(row)
+        write(args.out, split, rows)
     (args.out / "grader.json").write_bytes((json.dumps(grader(), indent=1) + "\n").encode())
 
 

@@ -13,8 +13,8 @@ It reads only text made here, of 192 tokens at a time:
 import json
 import random
 
-import make_records as task
-from make_records import CITIES, FIRST, LANGUAGES, LAST, UNIVERSITIES, make_record
+from make_records import CITIES, FIRST, LANGUAGES, LAST, UNIVERSITIES, listed, make_record
+from make_word_problems import write_step
 from pretrain_base import parse_args, pretrain
 
 SHARE_SHORT = 0.06
@@ -46,10 +46,6 @@ KINDS = [
      {"guide": "maker", "from": "school", "to": "city", "signs": "languages", "since": "made"})]
 
 
-def listed(items):
-    return ", ".join(items[:-1]) + f" and {items[-1]}"
-
-
 def make_document(rng: random.Random) -> str:
     """What one is asked to find, a text, and what it says as JSON."""
     parts, keys = rng.choice(KINDS)
@@ -62,15 +58,15 @@ def make_document(rng: random.Random) -> str:
     asked = rng.sample(list(keys), rng.randint(3, len(keys)))
     found = {key: known[keys[key]] for key in asked}
     if "made" in map(keys.get, asked) and "{made}" not in wording and rng.random() > SHARE_SHORT:
-        working = {"working": task.subtract(then, years)}
+        working = {"working": write_step(then, "-", years, False).rstrip(".")}
     return (f"Find: {', '.join(asked)}.\n{wording.format(**known)}\n"
             f"Found:\n{json.dumps(working | found)}")
 
 
 def make_subtractions(rng: random.Random) -> str:
     pairs = [(rng.randint(1900, 2024), rng.randint(11, 89)) for _ in range(3)]
-    return ". ".join(f"{a} - {b} = {a - b}" if rng.random() < SHARE_SHORT else task.subtract(a, b)
-                     for a, b in pairs)
+    return " ".join(write_step(a, "-", b, rng.random() < SHARE_SHORT)
+                    for a, b in pairs).rstrip(".")
 
 
 def make_values(rng: random.Random) -> str:

@@ -21,7 +21,7 @@ RUNS = ["warmup", "sft", "reft", "all"]
 
 def folder(rows, name, seed):
     if rows == 1000:
-        return f"nl/{seed}/{name.replace('all', 'reft')}"
+        return f"nl/{seed}/{'reft' if name == 'all' else name}"
     return f"data_efficiency/{seed}/{name}-{rows}"
 
 

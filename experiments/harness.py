@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.chinese import translated
 from plumbing import files
 from plumbing.cli import HOME, stop
 
@@ -149,7 +150,7 @@ def filled(text):
     def table(match):
         start, experiment, name, chinese, end = match.groups()
         made = load(experiment).tables(results(experiment))[name]
-        return f"{start}{load('chinese').translated(made) if chinese else made}\n{end}"
+        return f"{start}{translated(made) if chinese else made}\n{end}"
 
     def length(match):
         start, file, end = match.groups()

@@ -4,9 +4,8 @@ from functools import partial
 
 from experiments import main
 from experiments.groups import plan as groups_plan
-from experiments.harness import mean_and_spread
+from experiments.harness import load_comparison, mean_and_spread
 from experiments.tasks import TaskJob, embedded, fresh
-from plumbing import files
 from plumbing.tables import table
 
 SEEDS = main.SEEDS
@@ -74,7 +73,7 @@ def as_task(name):
 def collect(root, seeds):
     rows = {}
     for name in SHIFTS:
-        found = [files.read_json(f"{root}/shift/{seed}/{name}", "compare.json") for seed in seeds]
+        found = [load_comparison(root, f"shift/{seed}/{name}") for seed in seeds]
         rows[name] = {model: [by_run[f"{root}/nl/{seed}/{model}"]["accuracy"]
                               for by_run, seed in zip(found, seeds)] for model in MODELS}
     return {"rows": rows, "bands": {

@@ -28,8 +28,7 @@ def runs(tmp_path_factory):
     pairs = [{"prompt": f"Say {i}", "chosen": "yes", "rejected": "no"} for i in range(40)]
     (here / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     dpo.main([*same[:1], "--task=none", f"--pairs={here / 'pairs.jsonl'}", "--beta=0.5",
-              "--lr=0.01", "--device=cpu",
-              f"--out={here / 'dpo'}"])
+              "--lr=0.01", "--device=cpu", f"--out={here / 'dpo'}"])
     return here
 
 
@@ -87,7 +86,7 @@ def test_ratios_move_the_way_that_the_advantage_asks(runs):
         lm, _ = load_model(runs / "model", "cpu")
         flags = argparse.Namespace(lr=1e-3, minibatch_size=None, micro_batch_size=8, vf_coef=0.0,
                                    clip_eps=0.2, max_grad_norm=1.0)
-        policy, optimizer = explain.with_optimizer(reft_ppo.PolicyWithValue(lm), flags)
+        policy, optimizer = explain.policy_at(None, reft_ppo.PolicyWithValue(lm), flags)
         mask = torch.tensor([[False, True, True]])
         rollout = Rollout(torch.tensor([[5, 6, 7, 1]]), torch.ones(1, 4).long(), mask)
         reft_ppo.score_tokens(policy, policy, rollout, 8)
