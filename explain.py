@@ -55,8 +55,8 @@ def policy_at(path, start, flags):
 
 def roll_out(policy, reference, tokenizer, task, asked, flags, first=None):
     """Steps 1 to 4 of reft_ppo.train for the questions asked. first: the first one's response,
-    where it is given. Returns: the rollout, with `rewards` and `raw`, the advantages before they are
-    whitened; the scores; the first response."""
+    where it is given. Returns: the rollout, with `rewards` and `raw`, the advantages before they
+    are whitened; the scores; the first response."""
     lm, eos = policy.lm, tokenizer.eos_token_id
     prompts = encode_prompts(tokenizer, task.prompts(task.train[asked]))
     responses = generate_ids(lm, prompts, eos, flags.max_new_tokens, temperature=1.0,
@@ -114,7 +114,7 @@ def ledger(tokenizer, rollout, ratios, clip_eps):
     return rows
 
 
-def show_rollout(run, step, question, rows, score, flags):
+def show_rollout(run, step, question, rows, score, flags, count):
     print(f"{run}, step {step}: a sample at T = 1\n\n{question}")
     sums = {name: sum(row[name] for row in rows)
             for name in ["logprob", "ref_logprob", "kl", "reward"]}
@@ -128,7 +128,7 @@ def show_rollout(run, step, question, rows, score, flags):
     print(f"\nsum of the rewards = score - beta x sum of KL: {sums['reward']:.3f} = {score:.3f} - "
           f"{flags.kl_coef:g} x {sums['kl']:.3f}\nof each token return = A + V{way}\n"
           f"ratio after: one epoch of updates at --lr {flags.lr:g} with a step's "
-          f"{flags.batch_size} rollouts; clipped: no gradient, as the ratio has moved by more than "
+          f"{count} rollouts; clipped: no gradient, as the ratio has moved by more than "
           f"{flags.clip_eps:g} where A asks it to")
 
 
@@ -149,7 +149,8 @@ def explain_rollout(run, args, flags):
     task = load_task(flags, flags.partial_reward)
     if args.question > len(task.train):
         stop(f"--question {args.question}: the training split has {len(task.train):,}")
-    asked = [(args.question - 1 + i) % len(task.train) for i in range(flags.batch_size)]
+    asked = [(args.question - 1 + i) % len(task.train) for i in range(flags.batch_size)
+             for _ in range(flags.samples_per_question or 1)]
     question = task.prompts(task.train[asked[:1]])[0]
     lm, tokenizer = load_model(flags.warmup, flags.device)
     start = reft_ppo.PolicyWithValue(lm, separate=flags.value == "separate")  # its V is 0
@@ -160,7 +161,8 @@ def explain_rollout(run, args, flags):
         ratios = ratios_after(policy, optimizer, rollout, flags)
         rows = ledger(tokenizer, rollout, ratios, flags.clip_eps)
         pages[at] = {"score": scores[0].item(), "tokens": rows}
-    show_rollout(run, step, question, pages[step]["tokens"], pages[step]["score"], flags)
+    show_rollout(run, step, question, pages[step]["tokens"], pages[step]["score"], flags,
+                 len(asked))
     if args.html:
         write_page(args.html, run, question, dict(sorted(pages.items())))
 
@@ -178,8 +180,8 @@ def explain_pair(run, args, flags):
     reference, _ = load_model(flags.warmup, flags.device)
     encoded = encode_pairs(tokenizer, [pair], flags.max_length)
     if not encoded:
-        stop(f"--pair {args.pair}: it is longer than {flags.max_length} tokens, or the same on both "
-             "sides, and was left out; choose another")
+        stop(f"--pair {args.pair}: it is longer than {flags.max_length} tokens, or the same on "
+             "both sides, and was left out; choose another")
     print(f"{run}, pair {args.pair}\n\n{pair['prompt']}")
     logps = {}
     for side in ["chosen", "rejected"]:

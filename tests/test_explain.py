@@ -22,9 +22,9 @@ def runs(tmp_path_factory):
             "--device=cpu"]
     (here / "grader.json").write_text(json.dumps({"type": "python", "name": "even", "source": (
         "def grade(sample, item):\n    return float(len(sample['output_text']) % 2 == 0)")}))
-    reft_ppo.main([*same, "--steps=3", "--batch-size=4", "--lr=0.01", "--save-every=1",
-                   "--keep-checkpoints=3", f"--reward={here / 'grader.json'}",
-                   f"--out={here / 'reft'}"])
+    reft_ppo.main([*same, "--steps=3", "--batch-size=4", "--samples-per-question=2",
+                   "--lr=0.01", "--save-every=1", "--keep-checkpoints=3",
+                   f"--reward={here / 'grader.json'}", f"--out={here / 'reft'}"])
     pairs = [{"prompt": f"Say {i}", "chosen": "yes", "rejected": "no"} for i in range(40)]
     (here / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     dpo.main([*same[:1], "--task=none", f"--pairs={here / 'pairs.jsonl'}", "--beta=0.5",
@@ -50,6 +50,7 @@ def test_a_rollouts_ledger_adds_up(runs, capsys):
     numbers = [[float(cell) for cell in row[1:-1]] for row in rows]
     total, score, beta, kl = map(float, re.search(
         r"score - beta x sum of KL: (\S+) = (\S+) - (\S+) x (\S+)", said).groups())
+    assert "a step's 8 rollouts" in said  # 2 samples to each of 4 questions
     assert beta == 0.05 and total == pytest.approx(score - beta * kl, abs=2e-3)
     for t, (log_pi, log_ref, kl_t, reward, value, advantage, whole, _, _) in enumerate(numbers):
         assert kl_t == pytest.approx(log_pi - log_ref, abs=2e-3)
