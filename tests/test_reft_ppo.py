@@ -547,6 +547,22 @@ def test_main_first_update_has_ratio_one_and_the_formulas_get_their_flags(tmp_pa
                     "value_loss": (0.15,)}
 
 
+def test_main_holds_every_epoch_to_the_policy_that_sampled(tmp_path, monkeypatch):
+    """With one rollout: the old log-probabilities stay, as the policy's leave them."""
+    seen, formula = [], policy_loss
+    monkeypatch.setattr(reft_ppo, "policy_loss", lambda *args: (
+        seen.append([x.detach()[args[3]].sort().values for x in args[:2]]), formula(*args))[1])
+    pay_every_second_length(monkeypatch)
+    reft_ppo.main([f"--warmup={save_tiny(tmp_path / 'base')}", "--limit=8", "--eval-limit=2",
+                   "--steps=1", "--batch-size=8", "--minibatch-size=8", "--ppo-epochs=3",
+                   "--max-new-tokens=8", "--lr=0.01", "--device=cpu", f"--out={tmp_path / 'reft'}"])
+    (first, sampled), *later = seen
+    assert len(later) == 2
+    torch.testing.assert_close(first, sampled)
+    for logprobs, old in later:
+        assert torch.equal(old, sampled) and (logprobs - old).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("scripted, best", [
     ([0.1, 0.5, 0.3, 0.2], 1), ([0.1, 0.5, 0.5, 0.2], 1), ([0.5, 0.1, 0.5, 0.2], 0)])
 def test_main_keeps_its_best_step_and_leaves_the_reference(tmp_path, monkeypatch, capsys, scripted,

@@ -44,8 +44,10 @@ def test_sft_loss_trains_the_response_and_not_the_prompt():
     assert (rows > 0).sum() == 2
 
 
-def test_encode_ends_in_one_eos_and_meets_at_the_seam():
-    tokenizer = byte_tokenizer()
+@pytest.mark.parametrize("bos", [None, "<bos>"])
+def test_encode_ends_in_one_eos_and_meets_at_the_seam(bos):
+    """A BOS stands before the prompt, and before it alone."""
+    tokenizer = byte_tokenizer(bos)
     problems = {"question": ["Q?"], "cot": ["The answer is 3."],
                 "program": ["def solution():\n    return 3"]}
     for cot, solution in [("nl", problems["cot"][0]), ("program", problems["program"][0])]:
@@ -53,7 +55,7 @@ def test_encode_ends_in_one_eos_and_meets_at_the_seam():
         assert response.count(tokenizer.eos_token_id) == 1
         assert response[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(response[:-1]) == solution
-        assert prompt == tokenizer(tokenizer.decode(prompt))["input_ids"]
+        assert tokenizer.decode(prompt) == f"{bos or ''}{Task(cot=cot).prompts(problems)[0]}"
 
 
 def test_encode_refuses_problems_without_solutions(capsys):

@@ -1,0 +1,178 @@
+"""Grade students' functions one by one, and say of each failure what it looks like."""
+
+import json
+import math
+from pathlib import Path
+
+from course import sandbox
+from course.catalog import ITEMS, items_of, mistakes
+from course.source import NotFound, clean, lifted
+from plumbing.cli import stop
+
+
+def submitted(folder, file):
+    """The student's source of a file: in its place, or, of an upload, at the top."""
+    for path in [Path(folder) / file, Path(folder) / Path(file).name]:
+        if path.is_file():
+            try:
+                return path.read_text()
+            except UnicodeDecodeError:
+                raise NotFound(f"{path.name} is no text") from None
+    raise NotFound(f"there is no {file} in what was handed in")
+
+
+def distance(found, expected):
+    """The largest difference of two numbers that stand in the same place; infinite where they do
+    not have the same places."""
+    if isinstance(expected, dict):
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            return math.inf
+        return max((distance(found[key], x) for key, x in expected.items()), default=0.0)
+    if isinstance(expected, list | tuple):
+        if not isinstance(found, list | tuple) or len(found) != len(expected):
+            return math.inf
+        return max(map(distance, found, expected), default=0.0)
+    numbers = (int, float)
+    if isinstance(expected, bool) or not isinstance(expected, numbers):
+        return 0.0 if found is expected or found == expected and (
+            type(found) is type(expected)) else math.inf
+    if isinstance(found, bool) or not isinstance(found, numbers):
+        return math.inf
+    return abs(found - expected) if math.isfinite(found) else math.inf
+
+
+def place(found, expected, tolerance):
+    """Where they first differ, as an index: "[0][2]"; "" where a place is missing in one."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        pairs = [(key, found.get(key), x) for key, x in expected.items()]
+    elif isinstance(expected, list | tuple) and isinstance(found, list):
+        pairs = [(i, *both) for i, both in enumerate(zip(found, expected))]
+    else:
+        return ""
+    for key, ours, theirs in pairs:
+        if distance(ours, theirs) > tolerance:
+            return f"[{key!r}]{place(ours, theirs, tolerance)}"
+    return ""
+
+
+def wrong(check, outcome):
+    """None where the outcome is right, else (yours, expected) as texts."""
+    if check.fails:
+        if outcome.get("kind") == check.fails:
+            return None
+        return said(outcome), f"a {check.fails}"
+    if "error" in outcome:
+        return outcome["error"], "" if check.accepts else short(check.expected)
+    if check.accepts:
+        complaint = check.accepts(outcome["value"])
+        return complaint and (complaint, "")
+    near = distance(outcome["value"], check.expected) <= check.tolerance
+    return None if near else (short(outcome["value"]), short(check.expected))
+
+
+def said(outcome):
+    return outcome.get("error") or short(outcome["value"])
+
+
+def same(a, b, tolerance):
+    """Whether two outcomes are one."""
+    return "value" in a and "value" in b and distance(a["value"], b["value"]) <= tolerance
+
+
+def short(x):
+    """Numbers to four digits; of a long text its beginning."""
+    def rounded(x):
+        if isinstance(x, dict):
+            if "$tensor" in x:
+                return rounded(x["$tensor"])
+            inner = next((x[key] for key in ["$bag", "$policy", "$rollout", "$task"] if key in x), x)
+            return {key: rounded(y) for key, y in inner.items()}
+        if isinstance(x, list | tuple):
+            return [rounded(y) for y in x]
+        return float(f"{x:.4g}") if isinstance(x, float) and math.isfinite(x) else x
+    text = str(rounded(x))
+    return text if len(text) <= 600 else text[:600] + " ..."
+
+
+def calls_of(checks):
+    return [{"probe": check.probe, "args": check.args} for check in checks]
+
+
+def known_sources(item, variant):
+    """{what is wrong with it: a source of the item's file}"""
+    found = {m.title: m.planted() for m in mistakes().values() if ITEMS()[m.at] == item}
+    if variant:
+        found["the function is the published one, not the variant's"] = clean(item.part.file)
+    return found
+
+
+def grade(items, folder, seed, variant=None):
+    """[(item, share of its checks that pass, text)]. The known mistakes are called beside the
+    student's function, to find its failures among theirs."""
+    jobs, reports = {}, {}
+    for item in items:
+        try:
+            source = lifted(clean(item.part.file), submitted(folder, item.part.file), item.part)
+        except NotFound as error:
+            reports[item] = (0.0, str(error))
+            continue
+        jobs[item, None] = source
+        jobs |= {(item, title): x for title, x in known_sources(item, variant).items()}
+    checks = {item: item.checks(seed, variant) for item, _ in jobs}
+    found = dict(zip(jobs, sandbox.run([
+        {"part": item.part, "source": source, "calls": calls_of(checks[item])}
+        for (item, _), source in jobs.items()])))
+    for item in checks:
+        known = {title: outcomes for (other, title), outcomes in found.items()
+                 if other == item and title}
+        reports[item] = report(item, checks[item], found[item, None], known)
+    return [(item, *reports[item]) for item in items]
+
+
+def report(item, checks, outcomes, known):
+    failed = [(i, told) for i, check in enumerate(checks) if (told := wrong(check, outcomes[i]))]
+    lines = [f"{len(checks) - len(failed)} of {len(checks)} checks"]
+    for i, (yours, expected) in failed:
+        if "error" in outcomes[i]:
+            lines.append(f"- {checks[i].name}: {yours}")
+            continue
+        lines += [f"- {checks[i].name}", f"    input     {short(checks[i].args)}",
+                  f"    yours     {yours}"]
+        if expected:
+            at = place(outcomes[i]["value"], checks[i].expected, checks[i].tolerance)
+            lines += [f"    expected  {expected}"] + [f"    first at  {at}"] * bool(at)
+        lines += [f"    That is what comes of it if {title}." for title, theirs in known.items()
+                  if same(outcomes[i], theirs[i], checks[i].tolerance)]
+    lines += [f"  Read: {item.reading}."] * bool(failed and item.reading)
+    return 1 - len(failed) / len(checks), "\n".join(lines)
+
+
+def grade_assignment(name, folder, seed, only=None, variant=None):
+    """[(name, points, of how many, text)] of the assignment's functions, or bugs."""
+    if not Path(folder).is_dir():
+        stop(f"{folder}: is not a folder; give the one that `course make {name}` made, or the one "
+             "that holds what was handed in")
+    if name == "bugs":
+        from course.bugs import grade_bugs
+        return grade_bugs(folder, seed, only)
+    return [(item.part.title, item.points * share, item.points, text)
+            for item, share, text in grade(items_of(name, only), folder, seed, variant)]
+
+
+def as_gradescope(graded):
+    """results.json by Gradescope's specification."""
+    score, most = (round(sum(x), 2) for x in list(zip(*graded))[1:3])
+    return {"score": score, "output": f"{score:g} of {most:g} points", "tests": [
+        {"name": name, "score": round(points, 2), "max_score": most, "output": text,
+         "status": "passed" if points >= most - 1e-9 else "failed"}
+        for name, points, most, text in graded]}
+
+
+def show(graded):
+    for name, points, most, text in graded:
+        print(f"{name:24} {points:4.1f} of {most}   {text}")
+    print(f"{'':24} {sum(x[1] for x in graded):4.1f} of {sum(x[2] for x in graded)}")
+
+
+def save(graded, path):
+    Path(path).write_text(json.dumps(as_gradescope(graded), indent=1) + "\n")
