@@ -13,7 +13,6 @@ import plumbing.threads  # noqa: F401 (before torch)
 
 import argparse
 import copy
-import json
 from pathlib import Path
 
 import torch
@@ -24,7 +23,8 @@ from graders import load_task
 from grpo import token_logprobs
 from plumbing import files
 from plumbing.checkpoints import checkpoints
-from plumbing.cli import HOME, Parser, number, stop, text
+from plumbing.cli import Parser, number, stop, text
+from plumbing.ledger import digits, show_token, write_page
 from plumbing.models import load_model
 from plumbing.packing import pad
 from plumbing.pairs import encode_pairs, load_pairs
@@ -132,15 +132,6 @@ def show_rollout(run, step, question, rows, score, flags, count):
           f"{flags.clip_eps:g} where A asks it to")
 
 
-def digits(x, sign=""):
-    """Three digits, and no minus before 0."""
-    return f"{round(x, 3) + 0.0:{sign}.3f}"
-
-
-def show_token(token):
-    return json.dumps(token, ensure_ascii=False)[1:-1].replace("|", "\\|").replace(" ", "·")
-
-
 def explain_rollout(run, args, flags):
     paths = {0: None} | {int(path.stem[5:]): path for path in checkpoints(run)}
     step = max(paths) if args.step is None else args.step
@@ -164,7 +155,7 @@ def explain_rollout(run, args, flags):
     show_rollout(run, step, question, pages[step]["tokens"], pages[step]["score"], flags,
                  len(asked))
     if args.html:
-        write_page(args.html, run, question, dict(sorted(pages.items())))
+        write_page(args.html, run, question, COLUMNS, dict(sorted(pages.items())))
 
 
 # --- A pair of a DPO run ---
@@ -202,18 +193,6 @@ def explain_pair(run, args, flags):
           f"rejected {r_l.item():.3f}\nmargin {(r_w - r_l).item():.3f}; loss -log sigmoid(margin) "
           f"{losses.item():.3f}; weight in the gradient sigmoid(-margin) "
           f"{torch.sigmoid(r_l - r_w).item():.3f}")
-
-
-# --- The page ---
-
-
-def write_page(path, run, question, pages):
-    """One self-contained HTML file."""
-    page = (HOME / "plumbing" / "ledger.html").read_text()
-    content = {"run": str(run), "question": question, "columns": COLUMNS, "pages": pages}
-    files.write_text(str(Path(path).parent), Path(path).name, page.replace(
-        "/*LEDGER*/", json.dumps(content).replace("</", "<\\/")))
-    print(f"\nsaved: {path}; open it in a browser")
 
 
 def parse_args(argv=None):

@@ -9,7 +9,8 @@ from course.source import clean, emptied, head_of
 from plumbing.cli import HOME, stop
 from plumbing.tables import table
 
-CODE = ["*.py", "requirements.txt", "LICENSE", "plumbing/*.py", "data/**/*"]
+CODE = ["*.py", "requirements.txt", "LICENSE", "plumbing/*.py", "plumbing/*.html",
+        "data/**/*"]
 
 
 def files():

@@ -1,5 +1,6 @@
 """Does RL generalise where SFT memorises? Test sets unlike what was trained on."""
 
+import re
 from functools import partial
 
 from experiments import main
@@ -49,8 +50,27 @@ FAMILIES = {
         "many does it carry then?"],
         ["more = a + b", "fewer = more - c", "left = fewer - b"])}
 
+WORDS = {  # instead of the task's names and things
+    "Ana": "Omar", "Ben": "Pia", "Cleo": "Quin", "Dan": "Rosa", "Eva": "Sam", "Finn": "Tess",
+    "Gus": "Uma", "Hana": "Vera", "Ivo": "Will", "June": "Xena", "Kai": "Yara", "Lena": "Zoe",
+    "apples": "rings", "books": "kites", "cards": "lamps", "coins": "spoons", "eggs": "beans",
+    "flowers": "ropes", "marbles": "tiles", "pens": "drums", "shells": "beads", "stamps": "plums",
+    "stickers": "buttons", "toys": "bricks"}
+
+
+def reworded(change):
+    return [row | {"question": change(row["question"])} for row in embedded("test")]
+
+
+def renamed(question):
+    return re.sub(r"[A-Za-z]+", lambda word: WORDS.get(word[0], word[0]), question)
+
+
 SHIFTS = {  # name: (what it is, its 500 problems)
     "same": ("as in training", lambda: embedded("test")),
+    "front": ("an idle sentence before", lambda: reworded("Lena has 5 hats. {}".format)),
+    "larger": ("numbers of 11 to 150", partial(fresh, 500, 4, most=150)),
+    "words": ("other names and things", lambda: reworded(renamed)),
     "wording": ("other wording", partial(fresh, 500, 1, families=WORDING)),
     "digits": ("numbers of three digits", partial(fresh, 500, 2, least=100, most=999)),
     "families": ("plans of three steps", partial(fresh, 500, 3, families=FAMILIES))}

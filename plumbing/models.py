@@ -18,6 +18,9 @@ from plumbing.cli import stop
 
 transformers.logging.disable_progress_bar()  # saving 1 MB needs no bar of its own
 transformers.logging.set_verbosity_error()  # the sentences here say it once
+# On CUDA: cuDNN's attention plans anew for each shape, of which packing makes many, and its masked
+# backward pass has given NaN (PyTorch's issue 196678)
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def load_model(path, device=None, dtype=None, head="causal LM"):
@@ -121,8 +124,13 @@ def pick_device(name: str) -> str:
 
 
 def weights_of(model) -> dict:
-    """A copy of the weights, kept off the GPU."""
-    return {name: weight.to("cpu", copy=True) for name, weight in model.state_dict().items()}
+    """A copy of the weights, kept off the GPU; what is tied is copied once."""
+    copies, weights = {}, model.state_dict()
+    for weight in weights.values():
+        place = weight.data_ptr(), weight.shape
+        if place not in copies:
+            copies[place] = weight.to("cpu", copy=True)
+    return {name: copies[weight.data_ptr(), weight.shape] for name, weight in weights.items()}
 
 
 def save_model(out: str, model, tokenizer):

@@ -13,6 +13,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from plumbing.cli import warn
+
 GROUP = 8  # sequences that share a grid: fewer waste less of it, more are fewer calls
 
 
@@ -154,7 +156,11 @@ def enable(lm, read=lambda *batch: predict(*batch)[0]):
         packed = read(lm, ids, attention_mask, attention_mask[:, :-1].bool())
         rounding = 1e-3 if lm.dtype == torch.float32 else 5e-2
         same = (packed - padded).abs().max() <= rounding * padded.abs().max()
-    except Exception:  # each model has its own way to refuse
-        same = False
-    if not same:
+        why = ("its attention cannot be exchanged" if lm.config._attn_implementation != "packed"
+               else None if same else "it gives other numbers than on a padded batch")
+    except Exception as error:  # each model has its own way to refuse
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if why:
         lm.set_attn_implementation(usual)
+        warn(f"{type(lm).__name__} cannot be run on packed batches ({why}): its padding is computed, "
+             "too, which takes a third longer or so")

@@ -9,6 +9,7 @@ import torch
 import dpo
 import explain
 import reft_ppo
+from plumbing.ledger import write_page
 from plumbing.models import load_model
 from plumbing.rollouts import Rollout
 from tests.tiny import byte_tokenizer, save_tiny
@@ -109,7 +110,7 @@ def test_a_page_shows_one_response_at_every_checkpoint(runs, tmp_path, capsys):
 
 
 def test_a_text_in_the_page_cannot_end_its_script(tmp_path):
-    explain.write_page(tmp_path / "page.html", "run", "</script><b>", {})
+    write_page(tmp_path / "page.html", "run", "</script><b>", {}, {})
     assert (tmp_path / "page.html").read_text().count("</script>") == 1
 
 

@@ -14,11 +14,11 @@ import sft
 from eval import evaluate
 from plumbing import models
 from plumbing.files import read_json, read_metrics
-from plumbing.models import checkpoint_layers, load_model, load_to_train
+from plumbing.models import checkpoint_layers, load_model, load_to_train, weights_of
 from plumbing.packing import pad
 from plumbing.sampling import encode_prompts
 from sft import sft_loss
-from tests.tiny import BOS, KINDS, byte_tokenizer, save_tiny
+from tests.tiny import BOS, KINDS, byte_tokenizer, save_tiny, tiny_lm
 from verifier import format_prompt
 
 
@@ -128,6 +128,25 @@ def test_gradient_checkpointing_stops_where_the_model_has_no_layers_for_it(tmp_p
     with pytest.raises(SystemExit):
         checkpoint_layers(torch.nn.Linear(2, 2))
     assert "--gradient-checkpointing" in capsys.readouterr().err
+
+
+def test_cudnn_attends_to_nothing():
+    """On a GPU, where it is one of the ways that PyTorch may choose."""
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_weights_of_copies_what_is_tied_once():
+    lm = tiny_lm()
+    weights = weights_of(lm)
+    assert weights.keys() == lm.state_dict().keys()
+    head, embedding = weights["lm_head.weight"], weights["model.embed_tokens.weight"]
+    assert head.data_ptr() == embedding.data_ptr()
+    assert len({x.data_ptr() for x in weights.values()}) == len(weights) - 1
+    before = {name: x.clone() for name, x in weights.items()}
+    with torch.no_grad():
+        for p in lm.parameters():
+            p += 1
+    assert all(torch.equal(weights[name], x) for name, x in before.items())
 
 
 @pytest.mark.parametrize("kind", KINDS)

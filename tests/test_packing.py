@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, Lfm2Config
 
 from plumbing import packing
+from plumbing.cli import warn
 from plumbing.packing import pack, pad, predict
 from tests.tiny import KINDS, tiny_lm
 
@@ -74,18 +75,23 @@ def test_predict_computes_no_padding_and_no_logits_of_prompts():
     Lfm2Config(vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
                num_key_value_heads=2, intermediate_size=24, pad_token_id=0, initializer_range=0.1,
                layer_types=["conv", "full_attention"])])  # neighbours meet in a convolution
-def test_enable_leaves_models_alone_that_packing_would_change(config):
+def test_enable_leaves_models_alone_that_packing_would_change(config, capsys):
+    """And says so, with the reason."""
+    warn.cache_clear()
     torch.manual_seed(0)
     lm = AutoModelForCausalLM.from_config(config).eval()
     usual = lm.config._attn_implementation
     packing.enable(lm)
     assert lm.config._attn_implementation == usual != "packed"
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {type(lm).__name__} cannot be run on packed batches (")
+    assert ("it gives other numbers" in said) == (config.model_type == "lfm2")
     if config.model_type == "bloom":
         predicted, plain = predict(lm, *pad(EXAMPLES, "cpu"), True), plainly(lm, EXAMPLES)
         torch.testing.assert_close(predicted, plain, rtol=1e-3, atol=1e-5)
 
 
-def test_enable_leaves_a_model_alone_that_refuses_to_be_packed():
+def test_enable_leaves_a_model_alone_that_refuses_to_be_packed(capsys):
     """It takes the setting, and then does not know what it is called with."""
     lm = tiny_lm()
     lm.set_attn_implementation("sdpa")
@@ -98,6 +104,7 @@ def test_enable_leaves_a_model_alone_that_refuses_to_be_packed():
                        position_ids=position_ids, **known)
     lm.forward = refuse
     packing.enable(lm)
+    assert "(an unexpected keyword argument 'layout')" in capsys.readouterr().err
     assert "layout" in calls[-1] and lm.config._attn_implementation == "sdpa"
     predicted, plain = predict(lm, *pad(EXAMPLES, "cpu"), True), plainly(tiny_lm(), EXAMPLES)
     torch.testing.assert_close(predicted, plain, rtol=1e-3, atol=1e-5)

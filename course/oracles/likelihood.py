@@ -3,7 +3,7 @@
 import string
 
 from course.oracles import Check, slope, tensor
-from course.oracles.ppo import a_batch, a_policy, laid_out, placed, states
+from course.oracles.policy import a_batch, a_policy, laid_out, placed, states
 
 
 def pad(rng, variant):
