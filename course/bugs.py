@@ -78,30 +78,32 @@ def grade_bugs(folder, seed, only=None):
     bugs = order(seed)
     if only and only not in bugs:
         stop(f"--only {only}: the bugs are {', '.join(bugs)}")
+    bugs = {name: mistake for name, mistake in bugs.items() if only in (None, name)}
     curves = json.loads(CURVES.read_text())
-    return [grade_bug(Path(folder) / name, name, mistake, seed, curves)
-            for name, mistake in bugs.items() if only in (None, name)]
+    reports = grade([(ITEMS()[mistake.at], Path(folder) / name)
+                     for name, mistake in bugs.items()], seed)
+    return [grade_bug(Path(folder) / name, name, mistake, curves, *report)
+            for (name, mistake), report in zip(bugs.items(), reports)]
 
 
-def grade_bug(folder, name, mistake, seed, curves):
-    """2 points for the file, 1 for each of function, cause and symptom."""
-    item = ITEMS()[mistake.at]
-    [(_, share, text)] = grade([item], folder, seed)
-    mended = share == 1
+def grade_bug(folder, name, mistake, curves, share, text):
+    """2 points for the file, 1 for each of function, cause and symptom. Of the file's checks no
+    more is told than how many pass: their failures would name the bug."""
+    lines = [f"the file: {text.splitlines()[0]}"]
     try:
         answer = tomllib.loads((folder / "answer.toml").read_text())
     except (OSError, ValueError) as error:
-        answer, text = {}, f"{text}\nanswer.toml: {error}"
+        answer, lines = {}, [*lines, f"answer.toml: {error}"]
+    function = ITEMS()[mistake.at].part.title
     metric, step = answer.get("metric"), answer.get("step")
     right = {
-        "function": str(answer.get("function")).rpartition(".")[2] == item.part.title,
+        "function": str(answer.get("function")).rpartition(".")[2] == function,
         "cause": answer.get("cause") == mistake.name,
         "metric and step": isinstance(step, int) and any(
             symptom[0] == metric and shows(symptom, curves[mistake.run], curves[mistake.name], step)
             for symptom in mistake.symptoms)}
-    lines = [f"the file: {text}"]
     lines += [f"{what}: {'right' if ok else 'not right'}" for what, ok in right.items()]
-    return name, 2 * mended + sum(right.values()), 5, "\n".join(lines)
+    return name, 2 * (share == 1) + sum(right.values()), 5, "\n".join(lines)
 
 
 # --- The recorded runs ---

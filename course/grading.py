@@ -106,27 +106,26 @@ def known_sources(item, variant):
     return found
 
 
-def grade(items, folder, seed, variant=None):
-    """[(item, share of its checks that pass, text)]. The known mistakes are called beside the
-    student's function, to find its failures among theirs."""
-    jobs, reports = {}, {}
-    for item in items:
+def grade(handed_in, seed, variant=None):
+    """[(item, folder)] -> for each (share of its checks that pass, text). The known mistakes are
+    called beside the student's function, to find its failures among theirs. All in one process, as
+    its imports take longer than the rest."""
+    jobs, reports, checks = {}, {}, {}
+    for i, (item, folder) in enumerate(handed_in):
         try:
             source = lifted(clean(item.part.file), submitted(folder, item.part.file), item.part)
         except NotFound as error:
-            reports[item] = (0.0, str(error))
+            reports[i] = (0.0, str(error))
             continue
-        jobs[item, None] = source
-        jobs |= {(item, title): x for title, x in known_sources(item, variant).items()}
-    checks = {item: item.checks(seed, variant) for item, _ in jobs}
-    found = dict(zip(jobs, sandbox.run([
-        {"part": item.part, "source": source, "calls": calls_of(checks[item])}
-        for (item, _), source in jobs.items()])))
-    for item in checks:
-        known = {title: outcomes for (other, title), outcomes in found.items()
-                 if other == item and title}
-        reports[item] = report(item, checks[item], found[item, None], known)
-    return [(item, *reports[item]) for item in items]
+        checks[i] = item.checks(seed, variant)
+        sources = {None: source} | known_sources(item, variant)
+        jobs |= {(i, title): {"part": item.part, "source": source, "calls": calls_of(checks[i])}
+                 for title, source in sources.items()}
+    found = dict(zip(jobs, sandbox.run(list(jobs.values()))))
+    for i in checks:
+        known = {title: theirs for (j, title), theirs in found.items() if j == i and title}
+        reports[i] = report(handed_in[i][0], checks[i], found[i, None], known)
+    return [reports[i] for i in range(len(handed_in))]
 
 
 def report(item, checks, outcomes, known):
@@ -155,8 +154,9 @@ def grade_assignment(name, folder, seed, only=None, variant=None):
     if name == "bugs":
         from course.bugs import grade_bugs
         return grade_bugs(folder, seed, only)
-    return [(item.part.title, item.points * share, item.points, text)
-            for item, share, text in grade(items_of(name, only), folder, seed, variant)]
+    items = items_of(name, only)
+    return [(item.part.title, item.points * share, item.points, text) for item, (share, text) in zip(
+        items, grade([(item, folder) for item in items], seed, variant))]
 
 
 def as_gradescope(graded):

@@ -46,7 +46,7 @@ def make(name, to, seed=0, variant=None):
         copy_files(to, [file for file in files() if str(file) not in hidden])
         for file, source in stubs(name, variant).items():
             (to / file).write_text(source)
-    (to / "HANDOUT.md").write_text(handout(name, variant))
+    (to / "HANDOUT.md").write_text(handout(name, variant, seed))
 
 
 def stubs(name, variant=None):
@@ -59,13 +59,13 @@ def stubs(name, variant=None):
     return found
 
 
-def handout(name, variant=None):
+def handout(name, variant=None, seed=0):
     """Made of the manifest and of the source."""
     about = assignments()[name]
     lines = [f"# {about['title']}", "", about["goal"].strip(), "", f"Read: {about['reading']}.",
              f"About {about['hours']} hours.", ""]
     if name == "bugs":
-        lines += bugs_handout()
+        lines += bugs_handout(seed)
     else:
         items = items_of(name)
         rows = [[item.part.title, item.part.file, str(item.points), item.reading] for item in items]
@@ -80,24 +80,26 @@ def handout(name, variant=None):
                 f"# {line}" for line in item.told.splitlines())
             lines += [f"### {item.part.title}, in {item.part.file}", "", "```python", what, "```",
                       ""]
-    check = f"python -m course grade {name} DIR" + f" --variant {variant}" * bool(variant)
-    lines += ["## How to know that it is right", "",
-              f"In a copy of minReFT, `{check}` says, of each check that fails, the input, what "
-              "yours gave and what was expected;\nwhere a known mistake gives the same, it is "
-              "named. `--seed 1` draws other shapes and numbers; so do those who grade.", "",
-              f"Then: {about['try'].strip()}.", ""]
+        check = f"python -m course grade {name} DIR" + f" --variant {variant}" * bool(variant)
+        lines += ["## How to know that it is right", "",
+                  f"In a copy of minReFT, `{check}` says, of each check that fails, the input, what "
+                  "yours gave and what was expected;\nwhere a known mistake gives the same, it is "
+                  "named. `--seed 1` draws other shapes and numbers; so do those who grade.", "",
+                  f"Then: {about['try'].strip()}.", ""]
     return "\n".join(lines)
 
 
-def bugs_handout():
+def bugs_handout(seed):
     causes = table(["cause", "what it is"], [[m.name, m.title] for m in
                                              sorted(twenty().values(), key=lambda m: m.name)])
     return ["## Each of the twenty", "",
-            "A folder holds a file with one bug; `run.txt`, the command that it was run with; the "
-            "metrics of a healthy run, `healthy.jsonl`,\nand of the broken one, `broken.jsonl`; and "
-            "`answer.toml`. Mend the file (2 points), and answer: the function (1), the cause, by\n"
-            "its name below (1), and a metric with a step at which it gave the bug away (1). "
-            "Docstrings are right.", "", causes, ""]
+            "A folder holds a file with one bug, whose docstrings are right; `run.txt`, the command "
+            "that it was run with; the metrics of a\nhealthy run, `healthy.jsonl`, and of the broken "
+            "one, `broken.jsonl`; and `answer.toml`. Mend the file (2 points), and answer:\nthe "
+            "function (1), the cause, by its name below (1), and a metric with a step at which it "
+            "gave the bug away (1).", "", causes, "",
+            f"In a copy of minReFT, `python -m course grade bugs DIR --seed {seed}` says how many "
+            "checks of its function a file passes, and\nwhich answers are right.", ""]
 
 
 # --- Gradescope ---

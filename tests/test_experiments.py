@@ -95,6 +95,52 @@ def test_fresh_problems_are_none_of_the_embedded_tasks():
                         for row in tasks.embedded(split)}
 
 
+def test_mcq_reads_the_working():
+    """23 + 14 = 37, option b. A right letter may stand below a wrong sum, or below none."""
+    read = harness.load("mcq").working_is_right
+    prompt = "Question: 23 and 14? (a) 36 (b) 37 (c) 9 (d) 38 (e) 47\nAnswer:\n"
+    for response, right in [
+            ("23 + 14 = 37. The answer is b.", True), ("The answer is b.", False),
+            ("23 + 14: 23 + 10 = 33, 33 + 4 = 37. The answer is c.", True),
+            ("23 + 14 = 36. The answer is b.", False),
+            ("23 - 14 = 9. The answer is b.", False),
+            ("23 + 10 = 34, 33 + 4 = 37. The answer is b.", False)]:
+        assert read({"prompt": prompt, "response": response, "answer": "b"}) is right, response
+    assert read({"prompt": "23 and 14?", "response": "23 + 14 = 37.", "answer": "37"})
+
+
+def test_why_sft_shares_are_of_a_questions_samples(tmp_path):
+    """Two questions, 16 samples each: 8 and 0 right; greedy responses are none of them."""
+    why, folder = harness.load("why_sft"), tmp_path / "why_sft/nl/0/samples/generations"
+    folder.mkdir(parents=True)
+    rows = [{"decoding": "greedy", "correct": True}]
+    rows += [{"decoding": "sampled", "correct": i % 2 == 0} for i in range(16)]
+    rows += [{"decoding": "sampled", "correct": False}] * 16
+    for i, name in enumerate(why.MODELS):
+        (folder / f"{i}-{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert why.shares(tmp_path, "nl", 0) == dict.fromkeys(why.MODELS, [0.5, 0.0])
+
+
+def test_stability_by_hand():
+    """Three runs that start at 50%: one ends above, one below after its best of 70%, one level."""
+    curves = [[(0, 0.5), (1, 0.9)], [(0, 0.5), (0.5, 0.7), (1, 0.4)], [(0, 0.5), (1, 0.5)]]
+    row = {"accuracy": [0.9, 0.6, 0.5], "curves": curves, "fall": [0.0, 0.3, 0.0]}
+    made = harness.load("stability").tables({"rows": {
+        "warmup": {"accuracy": [0.5] * 3}, "sft": row, "dpo": row, "reft": row, "grpo": row}})
+    cells = [cell.strip() for cell in made["stability"].splitlines()[-1].split("|")[1:-1]]
+    assert cells == ["GRPO", "66.7% ± 20.8", "50.0", "90.0", "10.0", "1"]
+
+
+def test_shifted_questions_keep_their_answers():
+    shift = harness.load("shift")
+    usual = shift.SHIFTS["same"][1]()
+    for name in ["front", "words"]:
+        rows = shift.SHIFTS[name][1]()
+        assert [row["answer"] for row in rows] == [row["answer"] for row in usual]
+        assert sum(a["question"] != b["question"] for a, b in zip(rows, usual)) > 400  # not buses
+    assert shift.renamed("Ana has 12 pens, Ben has none.") == "Omar has 12 drums, Pia has none."
+
+
 def test_mean_and_spread_by_hand():
     assert mean_and_spread([0.5, 0.7]) == "60.0% ± 14.1" and mean_and_spread([0.5]) == "50.0%"
 
