@@ -45,7 +45,8 @@ NAMES = {"grpo": "GRPO", "rloo": "RLOO", "dr-grpo": "Dr. GRPO"}  # --advantage: 
 def group_advantages(scores, kind):
     """How much better each sample scored than the others of its question.
 
-    grpo: (r - mean) / std, so that a question counts the more, the more its samples agree
+    grpo: (r - mean) / std, that of K - 1, so that a question counts the more, the more its samples
+        agree
     dr-grpo: r - mean
     rloo: r - the mean of the other K - 1, which is K / (K - 1) (r - mean)
 

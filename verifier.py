@@ -214,7 +214,8 @@ def find_answer(response, choices=None):
 
 def extract_answer(response, cot="nl", choices=None):
     """The final answer of a response, normalised, or None. It counts only when it is stated: the
-    last number of a solution is not an answer. choices: the letters of a multiple-choice task."""
+    last number of a solution is not an answer. choices: the letters of a multiple-choice task, one
+    of which a program returns, in either case. Raises: ValueError for another cot."""
     if cot not in ("nl", "program"):
         raise ValueError(f"cot is 'nl' or 'program', not {cot!r}")
     if cot == "program":
@@ -243,8 +244,9 @@ def run_program(program, timeout=1.0):
 
 
 def same_answer(extracted, answer, choices=None):
-    """Letters are compared as letters, whole numbers and fractions, which are exact, exactly, and
-    within 0.01, the papers' tolerance, where either side is a decimal."""
+    """Letters are compared as letters, in either case, whole numbers and fractions, which are
+    exact, exactly, and within 0.01 (0.01 too), the papers' tolerance, where either is a decimal.
+    extracted: normalised, or None, which is never right."""
     if choices is not None:
         return extracted is not None and extracted == answer.strip().lower()
     answer = read_number(answer)

@@ -15,7 +15,7 @@ def submitted(folder, file):
     for path in [Path(folder) / file, Path(folder) / Path(file).name]:
         if path.is_file():
             try:
-                return path.read_text()
+                return path.read_text("utf-8-sig")
             except UnicodeDecodeError:
                 raise NotFound(f"{path.name} is no text") from None
     raise NotFound(f"there is no {file} in what was handed in")
@@ -90,7 +90,7 @@ def short(x):
         if isinstance(x, list | tuple):
             return [rounded(y) for y in x]
         return float(f"{x:.4g}") if isinstance(x, float) and math.isfinite(x) else x
-    text = str(rounded(x))
+    text = repr(rounded(x))
     return text if len(text) <= 600 else text[:600] + " ..."
 
 
@@ -130,7 +130,11 @@ def grade(handed_in, seed, variant=None):
 
 def report(item, checks, outcomes, known):
     failed = [(i, told) for i, check in enumerate(checks) if (told := wrong(check, outcomes[i]))]
-    lines = [f"{len(checks) - len(failed)} of {len(checks)} checks"]
+    passed = len(checks) - len(failed)
+    lines = [f"{passed} of {len(checks)} checks"]
+    errors = {outcomes[i].get("error") for i, _ in failed}
+    if len(failed) == len(checks) and len(errors) == 1 and None not in errors:
+        lines, failed = [f"{lines[0]}: {errors.pop()}"], []
     for i, (yours, expected) in failed:
         if "error" in outcomes[i]:
             lines.append(f"- {checks[i].name}: {yours}")
@@ -143,7 +147,12 @@ def report(item, checks, outcomes, known):
         lines += [f"    That is what comes of it if {title}." for title, theirs in known.items()
                   if same(outcomes[i], theirs[i], checks[i].tolerance)]
     lines += [f"  Read: {item.reading}."] * bool(failed and item.reading)
-    return 1 - len(failed) / len(checks), "\n".join(lines)
+    return passed / len(checks), printable("\n".join(lines))
+
+
+def printable(text):
+    """What a terminal, and any reader of JSON, can take."""
+    return "".join(x if x.isprintable() or x == "\n" else "\N{REPLACEMENT CHARACTER}" for x in text)
 
 
 def grade_assignment(name, folder, seed, only=None, variant=None):

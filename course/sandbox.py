@@ -35,12 +35,13 @@ def run(jobs, seconds=SECONDS):
         given, found = Path(folder) / "in.json", Path(folder) / "out.json"
         given.write_text(json.dumps([job | {"part": vars(job["part"]), "seconds": seconds}
                                      for job in jobs]))
-        done = subprocess.run([sys.executable, "-m", "course.sandbox", str(given), str(found)],
-                              cwd=HOME, capture_output=True, text=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"})
-        if not found.exists():
-            raise RuntimeError(f"the grader's own process ended: {done.stderr[-2000:]}")
-        return json.loads(found.read_text())
+        subprocess.run([sys.executable, "-m", "course.sandbox", str(given), str(found)], cwd=HOME,
+                       stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        if found.exists():
+            return json.loads(found.read_text())
+    if len(jobs) > 1:  # one of them has ended the process of all
+        return [found for job in jobs for found in run([job], seconds)]
+    return [[{"error": "it ends the process that it is called from"}] * len(jobs[0]["calls"])]
 
 
 def make_calls(part, source, calls):
@@ -87,6 +88,8 @@ def attribute(module, name):
 
 def said(error, file):
     """"ValueError: ..., in `line`": the error, and where in the student's file it arose."""
+    if str(error).endswith(": yours to write"):
+        return "not written yet"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__)
               if frame.filename in (file, "train")]
     where = f", in `{frames[-1].line}`" if frames and frames[-1].line else ""
@@ -101,27 +104,24 @@ def limited(megabytes, seconds):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def in_a_fork(job):
-    reads, writes = os.pipe()
+def in_a_fork(job, path):
+    """Its outcomes come by a file: a pipe would stay open as long as any process that it starts."""
     process = os.fork()
     if not process:
-        os.close(reads)
         os.setsid()
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for standard in range(3):
+            os.dup2(nowhere, standard)
         signal.alarm(job["seconds"])
         limited(MEGABYTES, job["seconds"])
-        found = make_calls(job["part"], job["source"], job["calls"])
-        with os.fdopen(writes, "w") as file:
-            json.dump(found, file)
+        path.write_text(json.dumps(make_calls(job["part"], job["source"], job["calls"])))
         os._exit(0)
-    os.close(writes)
-    with os.fdopen(reads) as file:
-        text = file.read()
     _, status = os.waitpid(process, 0)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)  # what it may have started
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
         by = os.waitstatus_to_exitcode(status)
         why = (f"took longer than {job['seconds']} s: does a loop not end?"
                if -by in (signal.SIGALRM, signal.SIGXCPU) else f"ended its process ({by})")
@@ -135,8 +135,9 @@ def main(given, found):
     for job in jobs:
         job["part"] = Part(**job["part"])
         importlib.import_module(job["part"].file.removesuffix(".py").replace("/", "."))
-    out = json.dumps([in_a_fork(job) for job in jobs])
-    Path(found).write_text(out)
+    found = Path(found)
+    outcomes = [in_a_fork(job, found.with_name(f"{i}.json")) for i, job in enumerate(jobs)]
+    found.write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Source as text: a function's lines found, emptied, exchanged, or changed into a mistake."""
 
 import ast
+import re
 import textwrap
 from dataclasses import dataclass
 
 from plumbing.cli import HOME
+
+
+IMPORTS = ast.Import | ast.ImportFrom
 
 
 class NotFound(Exception):
@@ -39,7 +43,7 @@ class Part:
             return first, first, end
         node = find(parsed(source, self.file), self.name)
         if node is None:
-            raise NotFound(f"{self.file} has no function {self.name}")
+            raise NotFound(f"{self.file} has no `def {self.name}` where it was")
         first = min([node.lineno, *(x.lineno for x in node.decorator_list)]) - 1
         told = ast.get_docstring(node) is not None and len(node.body) > 1
         body = node.body[0].end_lineno if told else node.body[0].lineno - 1
@@ -95,24 +99,40 @@ def emptied(source, part, comment=""):
 
 
 def lifted(source, student, part):
-    """`source` with the student's part in the place of its own, and what else the student's file
-    has at its top that `source` has not: helpers, imports, constants."""
+    """`source` with the student's part in the place of its own, and what that uses of the student's
+    file and `source` has not: helpers, imports, constants."""
     first, _, end = part.lines(source)
-    changed = with_lines(source, first, end, text_of(student, part))
+    text = text_of(student, part)
+    changed = with_lines(source, first, end, text)
     known = {name for node in parsed(source, part.file).body for name in names_of(node)}
-    new = [ast.get_source_segment(student, node) for node in parsed(student, part.file).body
-           if (names := names_of(node)) and not known.intersection(names)]
+    offered = {}  # {node of the student's: the names that it would add}
+    for node in parsed(student, part.file).body:
+        names = set(names_of(node))
+        if isinstance(node, IMPORTS) and getattr(node, "module", "") != "__future__":
+            offered[node] = names - known
+        elif names and not names & known:
+            offered[node] = names
+    used, more = words(text), True
+    while more:  # and what the helpers use
+        more = [node for node, names in offered.items()
+                if names & used and not words(ast.get_source_segment(student, node)) <= used]
+        used |= {word for node in more for word in words(ast.get_source_segment(student, node))}
+    new = [ast.get_source_segment(student, node) for node, names in offered.items() if names & used]
     top = next(node for node in parsed(changed, part.file).body
                if node.lineno <= first + 1 <= node.end_lineno or node.lineno > first)
     at = min([top.lineno, *(x.lineno for x in getattr(top, "decorator_list", []))]) - 1
     return with_lines(changed, at, at, "\n".join(new)) if new else changed
 
 
+def words(text):
+    return set(re.findall(r"\w+", text))
+
+
 def names_of(node):
     """What a statement at the top of a module gives a name to."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [node.name]
-    if isinstance(node, ast.Import | ast.ImportFrom):
+    if isinstance(node, IMPORTS):
         return [alias.asname or alias.name.split(".")[0] for alias in node.names]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(
         node, ast.AnnAssign) else []

@@ -7,6 +7,8 @@ import types
 import torch
 from torch import nn
 
+from plumbing.rollouts import Rollout, update_metrics
+
 
 class Bag(nn.Module):
     """A language model without order: its logits are the sum of a row for each token so far, and of
@@ -59,7 +61,6 @@ def decoded(x, module):
     if "$task" in x:  # of sft.encode
         return types.SimpleNamespace(**x["$task"], prompts=lambda problems: problems["question"])
     if "$rollout" in x:
-        from plumbing.rollouts import Rollout
         return Rollout(**{name: decoded(y, module) for name, y in x["$rollout"].items()})
     if "$policy" in x:
         policy = module.PolicyWithValue(Bag(**x["$policy"]["lm"]))
@@ -79,14 +80,28 @@ def encoded(x):
         return {name: encoded(getattr(x, name)) for name in x.__dataclass_fields__}
     if isinstance(x, list | tuple):
         return [encoded(y) for y in x]
-    return x if isinstance(x, bool | int | float | str | None) else repr(x)
+    x = x.item() if type(x).__module__ == "numpy" and hasattr(x, "item") else x
+    return x if isinstance(x, bool | int | float | str | None) else f"a {type(x).__name__}"
 
 
 # --- How a part is called: each takes its module, it, and the arguments, and returns JSON ---
 
 
+def called(function, inputs):
+    """The value. Tensors that go in stay as they are; and where some do, tensors come out."""
+    before = {name: x.clone() for name, x in inputs.items() if isinstance(x, torch.Tensor)}
+    value = function(**inputs)
+    for name, x in before.items():
+        if not torch.equal(x, inputs[name]):
+            raise ValueError(f"it changes its argument {name} in place")
+    for x in value if isinstance(value, tuple) and before else [value] * bool(before):
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"it returns a {type(x).__name__} where a tensor is expected")
+    return value
+
+
 def call(module, function, args):
-    return encoded(function(**decoded(args, module)))
+    return encoded(called(function, decoded(args, module)))
 
 
 def call_with_gradient(module, function, args):
@@ -98,8 +113,8 @@ def call_with_gradient(module, function, args):
                for name in names]
     for source in sources:
         source.requires_grad_()
-    value = function(**inputs)
-    first = value[0] if isinstance(value, tuple | list) else value
+    value = called(function, inputs)
+    first = value[0] if isinstance(value, tuple) else value
     gradients = torch.autograd.grad(first.sum(), sources, allow_unused=True)
     return {"value": encoded(value), "gradients": {
         name: encoded(torch.zeros_like(source) if gradient is None else gradient)
@@ -120,7 +135,9 @@ def pad(module, function, args):
 
 def read_answer(module, function, args):
     found = function(**args)
-    return found if found is None else encoded(found)[2]
+    if found is not None and (not isinstance(found, tuple) or len(found) != 3):
+        raise TypeError("it returns neither None nor (its marker, what follows, how that is read)")
+    return found and encoded(found)[2]
 
 
 def sorted_pairs(module, function, args):
@@ -149,7 +166,8 @@ def updates(module, lines, args):
     after it."""
     torch.manual_seed(args["seed"])
     policy = decoded(args["policy"], module)
-    optimizer = torch.optim.SGD([policy.lm.tokens, policy.value_head.weight], lr=args["lr"])
+    weights = [policy.lm.tokens, policy.value_head.weight]
+    optimizer = torch.optim.SGD(weights, lr=args["lr"])
     found = []
 
     def update(policy, optimizer, suspects):
@@ -165,9 +183,12 @@ def updates(module, lines, args):
         "schedule": types.SimpleNamespace(get_last_lr=lambda: [0.1], step=lambda: None),
         "asked": list(range(len(rollout.ids))), "lm": policy.lm,
         "args": types.SimpleNamespace(**args["flags"])})
+    left = [p.grad.abs().max().item() for p in weights if p.grad is not None]
+    logged = update_metrics(names["updates"], torch.cat(names["log_ratios"]), 0.2)
     return {"gradients": found, "updates": len(names["updates"]),
             "log ratios": sum(len(x) for x in names["log_ratios"]),
-            "weights": encoded(policy.lm.tokens)}
+            "weights": encoded(policy.lm.tokens), "gradient left": max(left, default=0.0),
+            "loss": logged["loss"], "tokens": logged["tokens"]}
 
 
 def models(module, lines, args):

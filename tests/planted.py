@@ -40,18 +40,27 @@ def main(path):
     import transformers
     transformers.LlamaForCausalLM
     torch.set_num_threads(1)
-    found = []
-    for job in json.loads(Path(path).read_text()):
+    jobs, running = json.loads(Path(path).read_text()), []
+    found = [None] * len(jobs)
+
+    def collect():
+        i, process, reads = running.pop(0)
+        with os.fdopen(reads) as file:
+            found[i] = json.loads(file.read() or '{"code": -1, "red": []}')
+        os.waitpid(process, 0)
+    for i, job in enumerate(jobs):
         reads, writes = os.pipe()
-        if not os.fork():
-            os.close(reads)
+        process = os.fork()
+        if not process:
             with os.fdopen(writes, "w") as file:
                 json.dump(run_tests(job), file)
             os._exit(0)
         os.close(writes)
-        with os.fdopen(reads) as file:
-            found.append(json.loads(file.read() or '{"code": -1, "red": []}'))
-        os.wait()
+        running.append((i, process, reads))
+        if len(running) == os.cpu_count():
+            collect()
+    while running:
+        collect()
     print(json.dumps(found))
 
 

@@ -54,6 +54,28 @@ def test_no_seed_flips_a_check_and_each_mistake_is_far(at):
             assert any(far[seed * count:(seed + 1) * count]), (mistake.name, seed)
 
 
+def test_arguments_stay_as_they_are_and_tensors_come_out():
+    item, source = ITEMS["grpo.py:k3"], clean("grpo.py")
+    for body, says in [("    log_ratio = ref_logprobs.sub_(logprobs)\n    return log_ratio.exp() - 1",
+                        "changes its argument ref_logprobs in place"),
+                       ("    return [0.0]", "returns a list where a tensor is expected")]:
+        first, start, end = item.part.lines(source)
+        [outcome] = outcomes(item, with_lines(source, start, end, body), item.checks(0))
+        assert says in outcome["error"]
+
+
+@pytest.mark.parametrize("change", [
+    ["* len(index) / len(minibatch)", "/ 2"], ["loss += part_loss.detach()", "loss += part_loss.item()"],
+    ["                loss += part_loss.detach()", "                loss = part_loss.detach()"],
+    ["                optimizer.zero_grad()\n", ""],
+    ["rollout.attention_mask[minibatch].sum()", "rollout.mask[minibatch].sum()"]])
+def test_a_loop_that_is_wrong_in_little_fails(change):
+    item = ITEMS["reft_ppo.py:train/update loop"]
+    source = replaced(clean("reft_ppo.py"), item.part, [change])
+    for seed in range(10):
+        assert failures(item, source, item.checks(seed))
+
+
 @pytest.mark.parametrize("at", SOLUTIONS)
 def test_other_right_solutions_pass(at):
     item = ITEMS[at]
@@ -172,20 +194,21 @@ def test_a_part_is_emptied_below_its_docstring():
         'def size(self):\n        raise NotImplementedError("size: yours to write")\n')
 
 
-def test_lifting_takes_the_function_and_new_helpers_alone():
-    student = SOURCE.replace("LIMIT = 2", "LIMIT = 3\nSCALE = 0.5").replace(
-        "import math", "import math\nimport json").replace(
-        "return x / 2", "return twice(x) * SCALE / 2").replace(
-        "return 1", "return 2") + "\n\ndef twice(x):\n    return 2 * x\n"
-    source = lifted(SOURCE, student, HALF)
+def test_lifting_takes_the_function_and_what_it_uses_alone():
+    """Helpers, the helpers' helpers, and an import that shares its line with one that is known; not
+    what other functions need, nor the student's of what is there already."""
+    student = "from __future__ import annotations\n" + SOURCE.replace(
+        "LIMIT = 2", "LIMIT = 3\nBAD = 1 / 0\nSCALE = 0.5").replace(
+        "import math", "import math, json\nimport nothing_of_that_name").replace(
+        "return x / 2", "return twice(x) * json.loads('0.5') * SCALE").replace(
+        "return 1", "return 2") + "\n\ndef twice(x):\n    return TWO * x\n\n\nTWO = 2\n"
     names = {}
-    exec(source, names)
-    assert names["half"](3) == 1.5 and names["Box"]().size() == 1 and names["LIMIT"] == 2
-    assert "import json" in source and source.count("import math") == 1
+    exec(lifted(SOURCE, student, HALF), names)
+    assert names["half"](6) == 3 and names["Box"]().size() == 1 and names["LIMIT"] == 2
 
 
 def test_what_cannot_be_found_is_said():
-    with pytest.raises(NotFound, match="m.py has no function third"):
+    with pytest.raises(NotFound, match="m.py has no `def third`"):
         lifted(SOURCE, SOURCE, Part("m.py", "third"))
     with pytest.raises(NotFound, match="m.py, line 1"):
         lifted(SOURCE, "def half(x:", HALF)
@@ -204,7 +227,10 @@ HOSTILE = {
     "    import time; time.sleep(60)": "took longer than 2 s: does a loop not end?",
     "    return bytearray(3 * 10**9)": "MemoryError",
     "    return 'one'": "one", "    pass": "None", "    return float('nan')": "nan",
-    "    import os; os.kill(os.getppid(), 0); print('x' * 10**6); return [1.0]": "[1.0]"}
+    "    print('x' * 10**6); return [1.0]": "[1.0]", "    return '1.0'": "'1.0'",
+    "    import os\n    if not os.fork():\n        os.setsid(); import time; time.sleep(30)":
+        "None",
+    "    raise ValueError('\\ud800\\x1b[2J')": "ValueError"}
 
 
 def with_score(body):
@@ -231,6 +257,16 @@ def test_whatever_a_function_does_the_next_is_graded():
         told = [grading.wrong(check, outcome) for check, outcome in zip(checks, theirs)]
         assert all(told) and says in told[0][0]
         assert not any(grading.wrong(check, outcome) for check, outcome in zip(checks, ours))
+
+
+def test_what_ends_the_process_of_all_costs_its_own_points():
+    checks = SCORE.checks(0)[:1]
+    body = "    import os, time; os.kill(os.getppid(), 15); time.sleep(9)"
+    [[theirs], [ours]] = sandbox.run([
+        {"part": SCORE.part, "source": source, "calls": grading.calls_of(checks)}
+        for source in [with_score(body), clean("verifier.py")]])
+    assert theirs["error"] == "it ends the process that it is called from"
+    assert ours["value"] == 1.0
 
 
 def test_results_are_what_gradescope_takes(upload, tmp_path):
@@ -345,17 +381,16 @@ def test_a_bug_is_graded_by_its_file_and_its_answer(tmp_path):
         [(_, points, most, text)] = grading.grade_assignment("bugs", tmp_path / "b", 4, folder)
         assert most == 5 and mistake.title not in text
         return points
-    assert points() == 0
     (path / "reft_ppo.py").write_text(clean("reft_ppo.py"))
-    assert points() == 2
     rows = [json.loads(line) for line in (path / "broken.jsonl").read_text().splitlines()]
     (path / "answer.toml").write_text(
         f'function = "token_rewards"\ncause = "kl-sign"\nmetric = "kl"\nstep = {rows[-1]["step"]}\n')
     assert points() == 5
+    (path / "reft_ppo.py").write_text(mistake.planted())
     (path / "answer.toml").write_text('function = "whiten"\ncause = "kl-sign"\nmetric = "lr"')
-    assert points() == 3
+    assert points() == 1
     (path / "answer.toml").write_text("not toml")
-    assert points() == 2
+    assert points() == 0
 
 
 def test_a_broken_file_tells_nothing_of_its_bug(tmp_path):

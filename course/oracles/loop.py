@@ -57,8 +57,9 @@ def updates(rng, variant):
     policy = a_policy(rng)
     batch = Batch(rng, policy)
     first, tokens = batch.gradients(policy), batch.tokens
-    once = {"gradients": [first], "updates": 1, "log ratios": tokens,
-            "weights": policy["lm"]["tokens"]}
+    read = sum(len(prompt + response) for prompt, response in batch.examples)
+    once = {"gradients": [first], "updates": 1, "log ratios": tokens, "gradient left": 0.0,
+            "weights": policy["lm"]["tokens"], "loss": batch.loss(policy), "tokens": read}
 
     def check(name, expected, lr=0.0, accepts=None, **flags):
         return Check(name, {
@@ -68,11 +69,12 @@ def updates(rng, variant):
                 "vf_coef": batch.weight, "target_kl": None} | flags},
             expected, "updates", accepts, tolerance=5e-5)
     yield check("one update with all three responses", once)
-    yield check("the same, a response at a time: --micro-batch-size 1", once, micro_batch_size=1)
+    yield check("the same in parts of two and one: --micro-batch-size 2", once, micro_batch_size=2)
     second = stepped(policy, first, 0.1)
     third = batch.gradients(second)
-    yield check("two epochs: the second from where the first ended", {
+    yield check("two epochs: the second from where the first ended", once | {
         "gradients": [first, third], "updates": 2, "log ratios": 2 * tokens,
+        "loss": (batch.loss(policy) + batch.loss(second)) / 2, "tokens": 2 * read,
         "weights": stepped(second, third, 0.1)["lm"]["tokens"]}, 0.1, ppo_epochs=2)
 
     def sums_up(found):
@@ -86,10 +88,14 @@ def updates(rng, variant):
                                         "average: is each response in one of them an epoch?")
     yield check("two epochs of minibatches of one", None, accepts=sums_up, minibatch_size=1,
                 ppo_epochs=2)
-    yield check("--target-kl ends the updates, after the first", None, accepts=lambda found: (
-        None if found["updates"] == 1 else f"{found['updates']} updates, where the policy is "
-        "further than --target-kl from the one that sampled: one, and no more"), ppo_epochs=3,
-        target_kl=1e-6)
+
+    def stops(found):
+        if found["updates"] != 1:
+            return (f"{found['updates']} updates, where the policy is further than --target-kl from "
+                    "the one that sampled: one, and no more")
+        return "a gradient is left for the next step" if found["gradient left"] else None
+    yield check("--target-kl ends the updates, after the first", None, accepts=stops, ppo_epochs=3,
+                target_kl=1e-6)
 
 
 def models(rng, variant):
