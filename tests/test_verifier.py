@@ -497,23 +497,6 @@ def test_reward_func_scores_as_trl_calls_it():
         score(texts, ["18"])
 
 
-def test_reward_func_drives_trl(tmp_path):
-    """Two steps of TRL's GRPO, with the rule as its reward."""
-    trl = pytest.importorskip("trl", reason="TRL is not installed")
-    problems = load_problems("word_problems", "train", limit=8)
-    problems = problems.map(lambda row: {"prompt": format_prompt(row["question"])})
-    trainer = trl.GRPOTrainer(
-        model=str(Path(verifier.__file__).parent / "data" / "base_model"),
-        reward_funcs=verifier.reward_func, train_dataset=problems,
-        args=trl.GRPOConfig(output_dir=str(tmp_path), max_steps=2, num_generations=4, bf16=False,
-                            per_device_train_batch_size=8, max_completion_length=16, use_cpu=True,
-                            report_to="none", save_strategy="no", logging_steps=1))
-    trainer.train()
-    logged = [entry for entry in trainer.state.log_history if "reward" in entry]
-    assert len(logged) == 2
-    assert all(0 <= entry["rewards/reward_func/mean"] <= 1 for entry in logged)
-
-
 def test_careful_share_tells_the_styles_apart():
     short, careful = "47 + 28 = 75. The answer is 75.", "47 + 28: 7 + 8 = 15. The answer is 75."
     assert careful_share([short, careful, careful, "75 x 3: 70 x 3 = 210"]) == 0.75
