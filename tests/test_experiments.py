@@ -296,5 +296,5 @@ def test_module_lists_the_experiments():
                             text=True).stdout
     assert [line.split()[0] for line in listed.splitlines()] == [
         "main", "comparison", "rivals", "judges", "rlhf", "frontier", "groups", "dozens",
-        "data_efficiency", "records", "methods", "shift", "dpo_losses", "ablations", "warmups",
-        "overfit"]
+        "data_efficiency", "more_data", "records", "methods", "why_sft", "negatives", "shift",
+        "mcq", "dpo_losses", "ablations", "warmups", "overfit"]
