@@ -104,6 +104,7 @@ def predict(lm, ids, attention_mask, mask, hidden_states=False):
     Returns: logits (masked tokens, vocab), float32, in the order of x[mask]; and the last hidden
         states (masked tokens, size) where asked for, else None.
     """
+    layers = -1 if hidden_states else False  # the last one's alone: True would keep them all
     if lm.config._attn_implementation == "packed":
         row, positions, place, layout = pack(ids, attention_mask, mask)
         states, again = place[:, :-1][mask], None
@@ -112,7 +113,7 @@ def predict(lm, ids, attention_mask, mask, hidden_states=False):
             states, again = states.unique(return_inverse=True)
         out = lm(input_ids=row, position_ids=positions, layout=layout, use_cache=False,
                  attention_mask=row.new_ones(1, 1, 1, 1),  # so that the model makes none of its own
-                 logits_to_keep=states, output_hidden_states=hidden_states)
+                 logits_to_keep=states, output_hidden_states=layers)
         logits, hidden = out.logits[0], out.hidden_states[-1][0, states] if hidden_states else None
         if again is not None:
             logits = logits.index_select(0, again)
@@ -120,7 +121,7 @@ def predict(lm, ids, attention_mask, mask, hidden_states=False):
     else:
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         out = lm(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
-                 use_cache=False, output_hidden_states=hidden_states)
+                 use_cache=False, output_hidden_states=layers)
         logits = out.logits[:, :-1][mask]
         hidden = out.hidden_states[-1][:, :-1][mask] if hidden_states else None
     return logits.float(), hidden

@@ -46,7 +46,8 @@ def make_model(folder, texts, shape):
 def report(name, out):
     metrics = [m for m in files.read_metrics(out) if m["step"] > 1]  # the first one warms up
     seconds = sum(m["seconds"] for m in metrics)
-    print(f"{name}: {sum(m['tokens'] for m in metrics) / seconds:,.0f} tokens trained a second, "
+    print(f"{name}: {sum(m['tokens'] for m in metrics) / seconds:,.0f} tokens trained a second of "
+          "the whole step, sampling included, "
           f"{seconds / len(metrics):.2f} s a step, "
           f"{files.read_json(out, 'result.json')['peak_memory_mb']:,} MB")
 
@@ -70,9 +71,9 @@ def largest(attempt, folder, args, gigabytes):
     """The largest power of two of responses with which an update fits, weights, gradients, Adam's
     moments and (for ReFT) the reference with it; 0 where not even two do."""
     total = torch.cuda.get_device_properties(0).total_memory
-    if gigabytes * 2**30 > total:
+    if gigabytes * 10**9 > total:  # cards are sold by these gigabytes
         return "card too small"
-    torch.cuda.set_per_process_memory_fraction(gigabytes * 2**30 / total)
+    torch.cuda.set_per_process_memory_fraction(gigabytes * 10**9 / total)
     fits = 0
     try:
         lm, _ = load_to_train(folder, args)
@@ -113,6 +114,8 @@ def main():
                        f"--max-new-tokens={limit}",
                        "--steps=20", "--batch-size=64", "--minibatch-size=32",
                        "--micro-batch-size=16", f"--out={folder}/reft"])
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # DPO's own
         # 26 batches of 64 pairs; a tenth is held out
         dpo.main([*shared, "--task=none", f"--pairs={folder}/pairs.jsonl", "--limit=1440",
                   "--epochs=1", "--micro-batch-size=16", f"--out={folder}/dpo"])

@@ -70,6 +70,26 @@ def test_predict_computes_no_padding_and_no_logits_of_prompts():
     assert seen == {"tokens": sum(map(len, prompts)) + responses, "logits": responses - 3 * 5}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("packs", [True, False])
+def test_of_the_hidden_states_the_last_alone_are_kept(kind, packs):
+    """And they are what goes into the head."""
+    lm = tiny_lm(kind)
+    if not packs:
+        lm.set_attn_implementation("sdpa")
+    forward, kept = lm.forward, []
+    def spy(**inputs):
+        out = forward(**inputs)
+        kept.append(sum(x is not None for x in out.hidden_states))
+        return out
+    lm.forward = spy
+    ids, attention_mask, mask = pad(EXAMPLES, "cpu")
+    with torch.no_grad():
+        logits, hidden = predict(lm, ids, attention_mask, mask, hidden_states=True)
+    assert kept == [1]
+    torch.testing.assert_close(lm.get_output_embeddings()(hidden), logits)
+
+
 @pytest.mark.parametrize("config", [
     BloomConfig(vocab_size=12, hidden_size=16, n_layer=2, n_head=2),  # attention of its own
     Lfm2Config(vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
