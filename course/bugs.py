@@ -10,7 +10,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from course.catalog import ITEMS, twenty
+from course.catalog import all_items, twenty
 from course.grading import grade
 from plumbing.cli import HOME, stop
 from plumbing.files import read_metrics
@@ -34,7 +34,7 @@ def make_bugs(to, seed):
     curves = json.loads(CURVES.read_text())
     for folder, mistake in order(seed).items():
         (to / folder).mkdir()
-        file = Path(ITEMS()[mistake.at].part.file).name
+        file = Path(all_items()[mistake.at].part.file).name
         (to / folder / file).write_text(mistake.planted())
         (to / folder / "run.txt").write_text(f"python {mistake.run}\n")
         (to / folder / "answer.toml").write_text(ANSWER)
@@ -80,7 +80,7 @@ def grade_bugs(folder, seed, only=None):
         stop(f"--only {only}: the bugs are {', '.join(bugs)}")
     bugs = {name: mistake for name, mistake in bugs.items() if only in (None, name)}
     curves = json.loads(CURVES.read_text())
-    reports = grade([(ITEMS()[mistake.at], Path(folder) / name)
+    reports = grade([(all_items()[mistake.at], Path(folder) / name)
                      for name, mistake in bugs.items()], seed)
     return [grade_bug(Path(folder) / name, name, mistake, curves, *report)
             for (name, mistake), report in zip(bugs.items(), reports)]
@@ -94,7 +94,7 @@ def grade_bug(folder, name, mistake, curves, share, text):
         answer = tomllib.loads((folder / "answer.toml").read_text())
     except (OSError, ValueError) as error:
         answer, lines = {}, [*lines, f"answer.toml: {error}"]
-    function = ITEMS()[mistake.at].part.title
+    function = all_items()[mistake.at].part.title
     metric, step = answer.get("metric"), answer.get("step")
     right = {
         "function": str(answer.get("function")).rpartition(".")[2] == function,
@@ -133,7 +133,7 @@ def columns_of(home, command, mistake):
     from course.making import copy_files, files
     copy_files(home, files())
     if mistake:
-        (home / ITEMS()[mistake.at].part.file).write_text(mistake.planted())
+        (home / all_items()[mistake.at].part.file).write_text(mistake.planted())
     script, *flags = command.split()
     flags = [special_model(home, flag) for flag in flags] + SHORT[script]
     subprocess.run([sys.executable, str(home / script), *flags, f"--out={home / 'out/run'}"],

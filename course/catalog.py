@@ -37,7 +37,7 @@ class Mistake:
 
     def planted(self):
         """The file's source with it."""
-        part = ITEMS()[self.at].part
+        part = all_items()[self.at].part
         return replaced(clean(part.file), part, self.changes)
 
 
@@ -58,7 +58,7 @@ def to_item(entry):
 
 
 @functools.cache
-def ITEMS():
+def all_items():
     """{at: item}, of all assignments."""
     entries = [x for assignment in assignments().values() for x in assignment["functions"]]
     return {entry["at"]: to_item(entry) for entry in [*entries, *read("mistakes")["part"]]}
@@ -66,7 +66,7 @@ def ITEMS():
 
 def items_of(assignment, only=None):
     """The assignment's; or, of these, the function named so."""
-    items = [ITEMS()[entry["at"]] for entry in assignments()[assignment]["functions"]]
+    items = [all_items()[entry["at"]] for entry in assignments()[assignment]["functions"]]
     names = [item.part.title for item in items]
     if only and only not in names:
         stop(f"--only {only}: {assignment} has {', '.join(names)}")
@@ -100,7 +100,7 @@ def variants():
 def variant_source(source, file, variant):
     """A file's source with the variant's specification."""
     for at, changes in variants()[variant][1].items() if variant else []:
-        part = ITEMS()[at].part
+        part = all_items()[at].part
         if part.file == file:
             source = replaced(source, part, changes)
     return source

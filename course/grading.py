@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from course import sandbox
-from course.catalog import ITEMS, items_of, mistakes
+from course.catalog import all_items, items_of, mistakes
 from course.source import NotFound, clean, lifted
 from plumbing.cli import stop
 
@@ -100,7 +100,7 @@ def calls_of(checks):
 
 def known_sources(item, variant):
     """{what is wrong with it: a source of the item's file}"""
-    found = {m.title: m.planted() for m in mistakes().values() if ITEMS()[m.at] == item}
+    found = {m.title: m.planted() for m in mistakes().values() if all_items()[m.at] == item}
     if variant:
         found["the function is the published one, not the variant's"] = clean(item.part.file)
     return found

@@ -26,13 +26,15 @@ def run_tests(job):
         setattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2], module)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        code = pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", *job["tests"]])
+        code = pytest.main(["-x", "-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider",
+                            *job["tests"]])
     red = [line for line in out.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))]
     return {"code": int(code), "red": red}
 
 
 def main(path):
     os.chdir(HOME)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # half a second each
     import plumbing.threads  # noqa: F401
     import datasets  # noqa: F401
     import pytest  # noqa: F401

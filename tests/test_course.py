@@ -13,7 +13,7 @@ from course.source import NotFound, Part, clean, emptied, lifted, replaced, text
 from plumbing.cli import HOME
 from tests.course_solutions import SOLUTIONS, VARIANTS
 
-ITEMS = catalog.ITEMS()
+ITEMS = catalog.all_items()
 SEEDS = range(50)
 NAMES = [name for name in catalog.assignments() if name != "bugs"]
 
@@ -292,9 +292,10 @@ def test_a_file_that_cannot_be_read_or_is_missing(tmp_path):
 
 def test_grading_twice_gives_the_same_and_a_seed_other_numbers(upload):
     folder = upload("    return partial")
-    first, second, other = (grading.as_gradescope(grading.grade_assignment("rule", folder, seed))
-                            for seed in [0, 0, 1])
-    assert first == second != other and first["score"] < 20
+    first, second = (grading.as_gradescope(grading.grade_assignment("rule", folder, 0, "score"))
+                     for _ in range(2))
+    assert first == second and first["score"] < 3
+    assert all(item.checks(0) != item.checks(1) for item in ITEMS.values() if item.points)
 
 
 def test_only_names_one_function(upload, capsys):
@@ -389,8 +390,6 @@ def test_a_bug_is_graded_by_its_file_and_its_answer(tmp_path):
     (path / "reft_ppo.py").write_text(mistake.planted())
     (path / "answer.toml").write_text('function = "whiten"\ncause = "kl-sign"\nmetric = "lr"')
     assert points() == 1
-    (path / "answer.toml").write_text("not toml")
-    assert points() == 0
 
 
 def test_a_broken_file_tells_nothing_of_its_bug(tmp_path):
@@ -409,20 +408,19 @@ def test_a_broken_file_tells_nothing_of_its_bug(tmp_path):
 
 def test_pack_holds_the_grader_and_grades_what_is_handed_in(tmp_path):
     """Its files are unpacked as Gradescope does it, and its own command run."""
-    course.main(["pack", "credit", f"--to={tmp_path / 'a.zip'}", "--seed=77"])
+    course.main(["pack", "rule", f"--to={tmp_path / 'a.zip'}", "--seed=77"])
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         archive.extractall(tmp_path / "source")
         assert archive.getinfo("run_autograder").external_attr >> 16 == 0o755
     assert (tmp_path / "source" / "setup.sh").read_text().startswith("#!/usr/bin/env bash")
     (tmp_path / "submission").mkdir()
-    (tmp_path / "submission" / "reft_ppo.py").write_text(
-        catalog.mistakes()["unbiased-variance"].planted())
+    (tmp_path / "submission" / "verifier.py").write_text(with_score("    return 0.5"))
     (tmp_path / "results").mkdir()
     text = (tmp_path / "source" / "run_autograder").read_text().replace(
         "/autograder/venv/bin/python", sys.executable).replace("/autograder", str(tmp_path))
     subprocess.run(["bash", "-c", text], check=True, capture_output=True)
     found = json.loads((tmp_path / "results" / "results.json").read_text())
-    assert found["score"] == 16 and "--seed 77" in text
+    assert found["score"] == 17 and "--seed 77" in text
     (tmp_path / "results" / "results.json").unlink()
     subprocess.run(["bash", "-c", text.replace("-m course", "-m nothing")], capture_output=True)
     assert json.loads((tmp_path / "results" / "results.json").read_text())["score"] == 0
