@@ -23,7 +23,7 @@ from plumbing.cli import HOME, stop
 
 NAMES = ["main", "comparison", "rivals", "judges", "rlhf", "frontier", "groups", "dozens",
          "data_efficiency", "more_data", "records", "methods", "why_sft", "negatives", "shift",
-         "mcq", "dpo_losses", "ablations", "warmups", "overfit"]
+         "mcq", "stability", "dpo_losses", "ablations", "warmups", "overfit"]
 RESULTS = Path(__file__).parent / "results"
 FIGURES = HOME / "docs" / "figures"
 ROOT = "out/experiments"  # the runs, all experiments' together: nl/0/reft, program/2/sft, ...

@@ -297,4 +297,4 @@ def test_module_lists_the_experiments():
     assert [line.split()[0] for line in listed.splitlines()] == [
         "main", "comparison", "rivals", "judges", "rlhf", "frontier", "groups", "dozens",
         "data_efficiency", "more_data", "records", "methods", "why_sft", "negatives", "shift",
-        "mcq", "dpo_losses", "ablations", "warmups", "overfit"]
+        "mcq", "stability", "dpo_losses", "ablations", "warmups", "overfit"]
