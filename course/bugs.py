@@ -89,7 +89,7 @@ def grade_bugs(folder, seed, only=None):
 def grade_bug(folder, name, mistake, curves, share, text):
     """2 points for the file, 1 for each of function, cause and symptom. Of the file's checks no
     more is told than how many pass: their failures would name the bug."""
-    lines = [f"the file: {text.splitlines()[0]}"]
+    lines = ["the file: " + text.partition("\n")[0]]
     try:
         answer = tomllib.loads((folder / "answer.toml").read_text())
     except (OSError, ValueError) as error:

@@ -290,11 +290,11 @@ def test_a_file_that_cannot_be_read_or_is_missing(tmp_path):
     assert all("there is no reft_ppo.py" in text for *_, text in found)
 
 
-def test_grading_twice_gives_the_same_and_a_seed_other_numbers(upload):
-    folder = upload("    return partial")
-    first, second = (grading.as_gradescope(grading.grade_assignment("rule", folder, 0, "score"))
-                     for _ in range(2))
-    assert first == second and first["score"] < 3
+def test_checking_twice_gives_the_same_and_a_seed_other_numbers():
+    source = with_score("    return partial")
+    first, second = (grading.report(SCORE, SCORE.checks(0), outcomes(SCORE, source, SCORE.checks(0)),
+                                    {}) for _ in range(2))
+    assert first == second and 0 < first[0] < 1
     assert all(item.checks(0) != item.checks(1) for item in ITEMS.values() if item.points)
 
 
@@ -310,14 +310,15 @@ def test_only_names_one_function(upload, capsys):
 # --- Diagnoses ---
 
 
-def test_a_failure_says_input_yours_expected_and_the_mistake_by_name(tmp_path):
-    """One response of two tokens: by hand."""
-    planted = catalog.mistakes()["v-past-the-end"].planted()
-    (tmp_path / "reft_ppo.py").write_text(planted)
-    [(_, points, most, text)] = grading.grade_assignment("credit", tmp_path, 0, "compute_gae")
-    assert points == 0 and most == 10
+def test_a_failure_says_input_yours_expected_and_the_mistake_by_name():
+    item = ITEMS["reft_ppo.py:compute_gae"]
+    checks, source = item.checks(0), catalog.mistakes()["v-past-the-end"].planted()
+    share, text = grading.report(item, checks, outcomes(item, source, checks), {
+        title: outcomes(item, known, checks)
+        for title, known in grading.known_sources(item, None).items()})
+    assert share == 0
     for line in ["- gamma and lambda 1", "    input     {'rewards': [[", "    yours     [[[",
-                 "    expected  [[["]:
+                 "    expected  [[[", "    first at  ["]:
         assert line in text
     assert "That is what comes of it if V past the end is the last V, not 0." in text
     assert text.count("That is") == 4 and "Read: GAE, equation 16" in text
@@ -387,9 +388,11 @@ def test_a_bug_is_graded_by_its_file_and_its_answer(tmp_path):
     (path / "answer.toml").write_text(
         f'function = "token_rewards"\ncause = "kl-sign"\nmetric = "kl"\nstep = {rows[-1]["step"]}\n')
     assert points() == 5
-    (path / "reft_ppo.py").write_text(mistake.planted())
-    (path / "answer.toml").write_text('function = "whiten"\ncause = "kl-sign"\nmetric = "lr"')
-    assert points() == 1
+    graded = [bugs.grade_bug(path, folder, mistake, json.loads(bugs.CURVES.read_text()), share, "")
+              for share in [0.5, 1.0] for answer in [
+                  'function = "whiten"\ncause = "kl-sign"\nmetric = "lr"', "no toml"]
+              if (path / "answer.toml").write_text(answer)]
+    assert [points for _, points, _, _ in graded] == [1, 0, 3, 2]
 
 
 def test_a_broken_file_tells_nothing_of_its_bug(tmp_path):
