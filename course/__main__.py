@@ -1,5 +1,7 @@
 """python -m course: see course/__init__.py."""
 
+from pathlib import Path
+
 import course
 from course import bugs, grading, making
 from course.catalog import assignments, variants
@@ -39,8 +41,12 @@ def main(argv=None):
     if args.what == "grade":
         if not args.folder:
             stop(f"grade {args.assignment}: name the folder that was handed in")
-        graded = grading.grade_assignment(args.assignment, args.folder, args.seed, args.only,
-                                          args.variant)
+        if not Path(args.folder).is_dir():
+            stop(f"{args.folder}: is not a folder; give the one that `course make "
+                 f"{args.assignment}` made, or the one that holds what was handed in")
+        graded = (bugs.grade_all(args.folder, args.seed, args.only) if args.assignment == "bugs"
+                  else grading.grade_assignment(args.assignment, args.folder, args.seed, args.only,
+                                                args.variant))
         if args.json:
             grading.save(graded, args.json)
         grading.show(graded)
@@ -48,7 +54,10 @@ def main(argv=None):
     if not args.to:
         stop(f"{args.what} {args.assignment}: say where, by --to")
     if args.what == "make":
-        making.make(args.assignment, args.to, args.seed, args.variant)
+        if args.assignment == "bugs":
+            bugs.make(args.to, args.seed)
+        else:
+            making.make(args.assignment, args.to, args.variant)
         print(f"made: {args.to}; begin with {args.to}/HANDOUT.md")
     else:
         making.pack(args.assignment, args.to, args.seed, args.variant)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from course.catalog import all_items, twenty
 from course.grading import grade
+from course.making import copy_files, files, new_folder, opening
 from plumbing.cli import HOME, stop
-from plumbing.files import read_metrics
+from plumbing.files import read_metrics, write_lines
+from plumbing.tables import table
 
 CURVES = Path(__file__).parent / "curves.json"
 ANSWER = """function = ""  # that holds the bug, as "compute_gae"; of train a stage: "train, models"
@@ -30,8 +32,8 @@ def order(seed):
     return {f"bug-{number:02}": mistake for number, mistake in enumerate(found, 1)}
 
 
-def make_bugs(to, seed):
-    curves = json.loads(CURVES.read_text())
+def make(to, seed):
+    to, curves = new_folder(to), json.loads(CURVES.read_text())
     for folder, mistake in order(seed).items():
         (to / folder).mkdir()
         file = Path(all_items()[mistake.at].part.file).name
@@ -39,8 +41,22 @@ def make_bugs(to, seed):
         (to / folder / "run.txt").write_text(f"python {mistake.run}\n")
         (to / folder / "answer.toml").write_text(ANSWER)
         for name, columns in [("healthy", curves[mistake.run]), ("broken", curves[mistake.name])]:
-            (to / folder / f"{name}.jsonl").write_text("".join(
-                json.dumps(row) + "\n" for row in rows_of(columns)))
+            write_lines(to / folder, f"{name}.jsonl", rows_of(columns))
+    (to / "HANDOUT.md").write_text(handout(seed))
+
+
+def handout(seed):
+    causes = table(["cause", "what it is"], [[m.name, m.title] for m in
+                                             sorted(twenty().values(), key=lambda m: m.name)])
+    return "\n".join([
+        *opening("bugs"), "## Each of the twenty", "",
+        "A folder holds a file with one bug, whose docstrings are right; `run.txt`, the command "
+        "that it was run with; the metrics of a\nhealthy run, `healthy.jsonl`, and of the broken "
+        "one, `broken.jsonl`; and `answer.toml`. Mend the file (2 points), and answer:\nthe "
+        "function (1), the cause, by its name below (1), and a metric with a step at which it "
+        "gave the bug away (1).", "", causes, "",
+        f"In a copy of minReFT, `python -m course grade bugs DIR --seed {seed}` says how many "
+        "checks of its function a file passes, and\nwhich answers are right.", ""])
 
 
 def rows_of(columns):
@@ -74,14 +90,15 @@ def shows(symptom, healthy, broken, step):
 # --- Grading ---
 
 
-def grade_bugs(folder, seed, only=None):
+def grade_all(folder, seed, only=None):
+    """[(name, points, of how many, text)], as grading.grade_assignment."""
     bugs = order(seed)
     if only and only not in bugs:
         stop(f"--only {only}: the bugs are {', '.join(bugs)}")
     bugs = {name: mistake for name, mistake in bugs.items() if only in (None, name)}
     curves = json.loads(CURVES.read_text())
     reports = grade([(all_items()[mistake.at], Path(folder) / name)
-                     for name, mistake in bugs.items()], seed)
+                     for name, mistake in bugs.items()], seed, diagnose=False)
     return [grade_bug(Path(folder) / name, name, mistake, curves, *report)
             for (name, mistake), report in zip(bugs.items(), reports)]
 
@@ -130,7 +147,6 @@ def record(only=()):
 
 
 def columns_of(home, command, mistake):
-    from course.making import copy_files, files
     copy_files(home, files())
     if mistake:
         (home / all_items()[mistake.at].part.file).write_text(mistake.planted())
@@ -140,11 +156,9 @@ def columns_of(home, command, mistake):
                    check=True, cwd=home, stdout=subprocess.DEVNULL)
     rows = read_metrics(home / "out/run")
     rows = [row for row in rows if row["step"] % EVERY[script] == 0 or "dev_accuracy" in row]
-    return {name: [row[name] if name == "step" or row.get(name) is None
-                   else float(f"{row[name]:.4g}") for row in rows]
-            if all(name in row for row in rows) else [
-                float(f"{row[name]:.4g}") if name in row else None for row in rows]
-            for name in KEPT if any(name in row for row in rows)}
+    columns = {name: [None if row.get(name) is None else float(f"{row[name]:.4g}") for row in rows]
+               for name in KEPT if any(name in row for row in rows)}
+    return columns | {"step": [row["step"] for row in rows]}
 
 
 def special_model(home, flag):

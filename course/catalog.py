@@ -4,7 +4,7 @@ import functools
 import importlib
 import random
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from course.source import Part, clean, replaced
@@ -31,9 +31,9 @@ class Mistake:
     name: str
     at: str
     title: str
-    changes: list = field(hash=False)
-    run: str = ""  # the command whose metrics show it
-    symptoms: list = field(default_factory=list, hash=False)
+    changes: list  # (old, new) texts of its function
+    run: str  # the command whose metrics show it, of the twenty
+    symptoms: list
 
     def planted(self):
         """The file's source with it."""
@@ -41,11 +41,11 @@ class Mistake:
         return replaced(clean(part.file), part, self.changes)
 
 
+@functools.cache
 def read(name):
     return tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text())
 
 
-@functools.cache
 def assignments():
     """{name: what the manifest says of it}"""
     return {name: x for name, x in read("manifest").items() if name != "variant"}

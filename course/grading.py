@@ -7,7 +7,6 @@ from pathlib import Path
 from course import sandbox
 from course.catalog import all_items, items_of, mistakes
 from course.source import NotFound, clean, lifted
-from plumbing.cli import stop
 
 
 def submitted(folder, file):
@@ -106,10 +105,10 @@ def known_sources(item, variant):
     return found
 
 
-def grade(handed_in, seed, variant=None):
-    """[(item, folder)] -> for each (share of its checks that pass, text). The known mistakes are
-    called beside the student's function, to find its failures among theirs. All in one process, as
-    its imports take longer than the rest."""
+def grade(handed_in, seed, variant=None, diagnose=True):
+    """[(item, folder)] -> for each (share of its checks that pass, text). diagnose: the known
+    mistakes are called beside the student's function, to find its failures among theirs. All in one
+    process, as its imports take longer than the rest."""
     jobs, reports, checks = {}, {}, {}
     for i, (item, folder) in enumerate(handed_in):
         try:
@@ -118,7 +117,7 @@ def grade(handed_in, seed, variant=None):
             reports[i] = (0.0, str(error))
             continue
         checks[i] = item.checks(seed, variant)
-        sources = {None: source} | known_sources(item, variant)
+        sources = {None: source} | (known_sources(item, variant) if diagnose else {})
         jobs |= {(i, title): {"part": item.part, "source": source, "calls": calls_of(checks[i])}
                  for title, source in sources.items()}
     found = dict(zip(jobs, sandbox.run(list(jobs.values()))))
@@ -156,13 +155,7 @@ def printable(text):
 
 
 def grade_assignment(name, folder, seed, only=None, variant=None):
-    """[(name, points, of how many, text)] of the assignment's functions, or bugs."""
-    if not Path(folder).is_dir():
-        stop(f"{folder}: is not a folder; give the one that `course make {name}` made, or the one "
-             "that holds what was handed in")
-    if name == "bugs":
-        from course.bugs import grade_bugs
-        return grade_bugs(folder, seed, only)
+    """[(name, points, of how many, text)] of the assignment's functions."""
     items = items_of(name, only)
     return [(item.part.title, item.points * share, item.points, text) for item, (share, text) in zip(
         items, grade([(item, folder) for item in items], seed, variant))]

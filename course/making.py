@@ -4,7 +4,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from course.catalog import assignments, items_of, twenty, variant_source
+from course.catalog import assignments, items_of, variant_source
 from course.source import clean, emptied, head_of
 from plumbing.cli import HOME, stop
 from plumbing.tables import table
@@ -35,18 +35,13 @@ def new_folder(to):
     return to
 
 
-def make(name, to, seed=0, variant=None):
+def make(name, to, variant=None):
     """A tree with the assignment's holes in it, and the handout."""
-    to = new_folder(to)
-    if name == "bugs":
-        from course.bugs import make_bugs
-        make_bugs(to, seed)
-    else:
-        hidden = assignments()[name].get("hide", [])
-        copy_files(to, [file for file in files() if str(file) not in hidden])
-        for file, source in stubs(name, variant).items():
-            (to / file).write_text(source)
-    (to / "HANDOUT.md").write_text(handout(name, variant, seed))
+    to, hidden = new_folder(to), assignments()[name].get("hide", [])
+    copy_files(to, [file for file in files() if str(file) not in hidden])
+    for file, source in stubs(name, variant).items():
+        (to / file).write_text(source)
+    (to / "HANDOUT.md").write_text(handout(name, variant))
 
 
 def stubs(name, variant=None):
@@ -59,47 +54,35 @@ def stubs(name, variant=None):
     return found
 
 
-def handout(name, variant=None, seed=0):
-    """Made of the manifest and of the source."""
+def opening(name):
+    """How each handout begins."""
     about = assignments()[name]
-    lines = [f"# {about['title']}", "", about["goal"].strip(), "", f"Read: {about['reading']}.",
-             f"About {about['hours']} hours.", ""]
-    if name == "bugs":
-        lines += bugs_handout(seed)
-    else:
-        items = items_of(name)
-        rows = [[item.part.title, item.part.file, str(item.points), item.reading] for item in items]
-        lines += ["## To write", "", table(["function", "file", "points", "reading"], rows), "",
-                  "Signatures and docstrings are the specification: shapes, units, errors. Each "
-                  "function is graded alone, beside the\nrepository's own in the place of the "
-                  "others, so a mistake in one costs nothing in another. Helpers of your own are "
-                  "welcome,\nin the same file.", ""]
-        for item in items:
-            source = variant_source(clean(item.part.file), item.part.file, variant)
-            what = head_of(source, item.part) or "\n".join(
-                f"# {line}" for line in item.told.splitlines())
-            lines += [f"### {item.part.title}, in {item.part.file}", "", "```python", what, "```",
-                      ""]
-        check = f"python -m course grade {name} DIR" + f" --variant {variant}" * bool(variant)
-        lines += ["## How to know that it is right", "",
-                  f"In a copy of minReFT, `{check}` says, of each check that fails, the input, what "
-                  "yours gave and what was expected;\nwhere a known mistake gives the same, it is "
-                  "named. `--seed 1` draws other shapes and numbers; so do those who grade.", "",
-                  f"Then: {about['try'].strip()}.", ""]
+    return [f"# {about['title']}", "", about["goal"].strip(), "", f"Read: {about['reading']}.",
+            f"About {about['hours']} hours.", ""]
+
+
+def handout(name, variant=None):
+    """Made of the manifest and of the source."""
+    items = items_of(name)
+    rows = [[item.part.title, item.part.file, str(item.points), item.reading] for item in items]
+    lines = [*opening(name), "## To write", "",
+             table(["function", "file", "points", "reading"], rows), "",
+             "Signatures and docstrings are the specification: shapes, units, errors. Each function "
+             "is graded alone, beside the\nrepository's own in the place of the others, so a mistake "
+             "in one costs nothing in another. Helpers of your own are welcome,\nin the same file.",
+             ""]
+    for item in items:
+        source = variant_source(clean(item.part.file), item.part.file, variant)
+        what = head_of(source, item.part) or "\n".join(
+            f"# {line}" for line in item.told.splitlines())
+        lines += [f"### {item.part.title}, in {item.part.file}", "", "```python", what, "```", ""]
+    check = f"python -m course grade {name} DIR" + f" --variant {variant}" * bool(variant)
+    lines += ["## How to know that it is right", "",
+              f"In a copy of minReFT, `{check}` says, of each check that fails, the input, what "
+              "yours gave and what was expected;\nwhere a known mistake gives the same, it is "
+              "named. `--seed 1` draws other shapes and numbers; so do those who grade.", "",
+              f"Then: {assignments()[name]['try'].strip()}.", ""]
     return "\n".join(lines)
-
-
-def bugs_handout(seed):
-    causes = table(["cause", "what it is"], [[m.name, m.title] for m in
-                                             sorted(twenty().values(), key=lambda m: m.name)])
-    return ["## Each of the twenty", "",
-            "A folder holds a file with one bug, whose docstrings are right; `run.txt`, the command "
-            "that it was run with; the metrics of a\nhealthy run, `healthy.jsonl`, and of the broken "
-            "one, `broken.jsonl`; and `answer.toml`. Mend the file (2 points), and answer:\nthe "
-            "function (1), the cause, by its name below (1), and a metric with a step at which it "
-            "gave the bug away (1).", "", causes, "",
-            f"In a copy of minReFT, `python -m course grade bugs DIR --seed {seed}` says how many "
-            "checks of its function a file passes, and\nwhich answers are right.", ""]
 
 
 # --- Gradescope ---

@@ -44,7 +44,7 @@ class Part:
         node = find(parsed(source, self.file), self.name)
         if node is None:
             raise NotFound(f"{self.file} has no `def {self.name}` where it was")
-        first = min([node.lineno, *(x.lineno for x in node.decorator_list)]) - 1
+        first = start_of(node)
         told = ast.get_docstring(node) is not None and len(node.body) > 1
         body = node.body[0].end_lineno if told else node.body[0].lineno - 1
         return first, body, node.end_lineno
@@ -55,6 +55,11 @@ def parsed(source, file):
         return ast.parse(source)
     except SyntaxError as error:
         raise NotFound(f"{file}, line {error.lineno}: {error.msg}") from None
+
+
+def start_of(node):
+    """The number from 0 of a statement's first line, decorators with it."""
+    return min([node.lineno, *(x.lineno for x in getattr(node, "decorator_list", []))]) - 1
 
 
 def find(tree, name):
@@ -105,22 +110,21 @@ def lifted(source, student, part):
     text = text_of(student, part)
     changed = with_lines(source, first, end, text)
     known = {name for node in parsed(source, part.file).body for name in names_of(node)}
-    offered = {}  # {node of the student's: the names that it would add}
+    offered = {}  # {lines of the student's: the names that they would add}
     for node in parsed(student, part.file).body:
         names = set(names_of(node))
+        statement = "\n".join(student.splitlines()[start_of(node):node.end_lineno])
         if isinstance(node, IMPORTS) and getattr(node, "module", "") != "__future__":
-            offered[node] = names - known
+            offered.setdefault(statement, set()).update(names - known)
         elif names and not names & known:
-            offered[node] = names
-    used, more = words(text), True
-    while more:  # and what the helpers use
-        more = [node for node, names in offered.items()
-                if names & used and not words(ast.get_source_segment(student, node)) <= used]
-        used |= {word for node in more for word in words(ast.get_source_segment(student, node))}
-    new = [ast.get_source_segment(student, node) for node, names in offered.items() if names & used]
+            offered.setdefault(statement, set()).update(names)
+    used, before = words(text), set()
+    while used != before:  # and what the helpers use
+        before, new = used, [statement for statement, names in offered.items() if names & used]
+        used = used.union(*map(words, new))
     top = next(node for node in parsed(changed, part.file).body
                if node.lineno <= first + 1 <= node.end_lineno or node.lineno > first)
-    at = min([top.lineno, *(x.lineno for x in getattr(top, "decorator_list", []))]) - 1
+    at = start_of(top)
     return with_lines(changed, at, at, "\n".join(new)) if new else changed
 
 

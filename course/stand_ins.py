@@ -2,6 +2,7 @@
 model, a tokenizer, a task, an optimizer step, of which an oracle can compute everything by hand."""
 
 import linecache
+import random
 import types
 
 import torch
@@ -14,14 +15,14 @@ class Bag(nn.Module):
     """A language model without order: its logits are the sum of a row for each token so far, and of
     one for the position. Its hidden state is the same sum of other rows."""
 
-    def __init__(self, tokens, positions, hidden, training=False):
+    def __init__(self, tokens, positions, hidden):
         super().__init__()
         self.tokens = nn.Parameter(torch.tensor(tokens, dtype=torch.double))  # (vocab, vocab)
         self.positions = nn.Parameter(torch.tensor(positions, dtype=torch.double))
         self.hidden = nn.Parameter(torch.tensor(hidden, dtype=torch.double))  # (vocab, size)
-        self.config = types.SimpleNamespace(_attn_implementation="eager", vocab_size=len(tokens))
-        self.device, self.dtype = torch.device("cpu"), torch.double
-        self.train(training)
+        self.config = types.SimpleNamespace(_attn_implementation="eager")
+        self.device = torch.device("cpu")
+        self.eval()
 
     def get_output_embeddings(self):
         return types.SimpleNamespace(in_features=self.hidden.shape[1])
@@ -76,8 +77,6 @@ def encoded(x):
         return x.detach().tolist()
     if isinstance(x, dict):
         return {str(name): encoded(y) for name, y in x.items()}
-    if hasattr(x, "__dataclass_fields__"):
-        return {name: encoded(getattr(x, name)) for name in x.__dataclass_fields__}
     if isinstance(x, list | tuple):
         return [encoded(y) for y in x]
     x = x.item() if type(x).__module__ == "numpy" and hasattr(x, "item") else x
@@ -141,7 +140,6 @@ def read_answer(module, function, args):
 
 
 def sorted_pairs(module, function, args):
-    import random
     random.seed(0)
     pairs, counts = function(**args)
     return {"pairs": sorted([p["prompt"], p["chosen"], p["rejected"]] for p in pairs),

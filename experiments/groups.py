@@ -40,6 +40,11 @@ def plan(seed):
     return [[*words, *programs] for words, programs in zip(*stages)]
 
 
+def job_of(seed, folder):
+    """The one of the plan's jobs, for experiments that use its run."""
+    return next(job for stage in plan(seed) for job in stage if job.folder == folder)
+
+
 def collect(root, seeds):
     rows, bands = {}, {}
     for cot in ["nl", "program"]:

@@ -20,6 +20,7 @@ import torch
 from experiments.chinese import translated
 from plumbing import files
 from plumbing.cli import HOME, stop
+from plumbing.task_files import read_rows
 
 NAMES = ["main", "comparison", "rivals", "judges", "rlhf", "frontier", "groups", "dozens",
          "data_efficiency", "more_data", "records", "methods", "why_sft", "negatives", "shift",
@@ -212,6 +213,11 @@ def load_result(root, folder):
 
 def load_comparison(root, folder):
     return json.loads((Path(root) / folder / "compare.json").read_text())
+
+
+def load_responses(root, folder, i, run):
+    """The rows that a comparison kept of its run number i."""
+    return read_rows(Path(root) / folder / "generations" / f"{i}-{run}.jsonl")
 
 
 def mean_and_spread(fractions):

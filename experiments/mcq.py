@@ -1,12 +1,10 @@
 """Can the rule be hacked? The embedded task as multiple choice: right letter, wrong working."""
 
-import json
 import re
 import statistics
-from pathlib import Path
 
 from experiments import main
-from experiments.harness import Job, flags_of, load_result, mean_and_spread
+from experiments.harness import Job, flags_of, load_responses, load_result, mean_and_spread
 from plumbing.tables import table
 
 SEEDS = main.SEEDS
@@ -43,8 +41,7 @@ def shares(root, seed, kind):
     """{run: of its greedy responses on test, which share has what right}"""
     found = {}
     for i, name in enumerate(RUNS):
-        path = Path(root) / f"mcq/{seed}/compare-{kind}/generations/{i}-{name}.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = load_responses(root, f"mcq/{seed}/compare-{kind}", i, name)
         right = [(row["correct"], working_is_right(row)) for row in rows]
         found[name] = {"answer": sum(a for a, _ in right) / len(rows),
                        "working": sum(w for _, w in right) / len(rows),

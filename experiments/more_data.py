@@ -1,4 +1,4 @@
-"""Why RL after SFT? SFT on two and four times as many solutions, and ReFT on its 1,000 questions."""
+"""Why RL after SFT? SFT on two and four times as many solutions; ReFT on its 1,000 questions."""
 
 import statistics
 from functools import partial

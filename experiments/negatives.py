@@ -6,7 +6,7 @@ import torch
 
 from eval import respond
 from experiments import main
-from experiments.groups import plan as plan_groups
+from experiments.groups import job_of
 from experiments.harness import FIGURES, Job, flags_of, load_result, mean_and_spread
 from plumbing.checkpoints import checkpoints
 from plumbing.figures import panels, save
@@ -35,12 +35,11 @@ PAIRS = {  # folder: (what it is, flags of dpo.py)
 def plan(seed):
     warmup, others = main.runs_of("nl", seed)
     flags, start = flags_of(seed), f"--warmup=ROOT/nl/{seed}/warmup"
-    rloo = [job for stage in plan_groups(seed) for job in stage if job.folder == f"nl/{seed}/rloo"]
     runs = [Job("grpo.py", f"negatives/{seed}/{name}", (
         "--advantage=rloo", *flags, *more, start), 4.0) for name, (_, more) in RUNS.items()]
     runs += [Job("dpo.py", f"negatives/{seed}/{name}", (
         "--eval-every=9999", *flags, *more, start), 1.2) for name, (_, more) in PAIRS.items()]
-    return [warmup, [*rloo, *runs]]
+    return [warmup, [job_of(seed, f"nl/{seed}/rloo"), *runs]]
 
 
 def last_words(root, run, questions=2):
@@ -54,7 +53,7 @@ def last_words(root, run, questions=2):
 
 
 def collect(root, seeds):
-    rows, bands, curves = {}, {}, {}
+    rows, bands = {}, {}
     folders = {"rloo": "nl/SEED/rloo"} | {
         name: f"negatives/SEED/{name}" for name in [*RUNS, *PAIRS]}
     for name, folder in folders.items():
@@ -67,12 +66,10 @@ def collect(root, seeds):
             key: [steps[-1][key] for steps in metrics] for key in keys if key in metrics[0][-1]}
         bands[name] = dict(zip(seeds, accuracy))
         if name in PAIRS:
-            curves[name] = {key: [[m[key] for m in steps if key in m] for steps in metrics]
-                            for key in ["chosen_logp", "rejected_logp", "weight"]}
             rows[name]["words"] = last_words(root, runs[0])
     rows["warmup"] = {"accuracy": [load_result(root, f"nl/{seed}/warmup")["test_accuracy"]
                                    for seed in seeds]}
-    return {"rows": rows, "bands": bands, "curves": curves}
+    return {"rows": rows, "bands": bands}
 
 
 def tables(results):
@@ -100,14 +97,15 @@ def tables(results):
 
 def draw(root, seeds):
     """Of DPO and naive DPO; the second's log pi leave the picture."""
-    curves = collect(root, seeds)["curves"]
     titles = {"chosen_logp": "log pi of the chosen", "rejected_logp": "log pi of the rejected",
               "weight": "weight of a pair: sigmoid(r_l - r_w)"}
     figure, axes = panels(list(titles.values()))
     for ax, key in zip(axes, titles):
         for n, (name, (title, _)) in enumerate(PAIRS.items()):
-            for i, curve in enumerate(curves[name][key]):
-                ax.plot(curve, f"C{n}", lw=1, label=None if i else title)
+            for i, seed in enumerate(seeds):
+                steps = read_metrics(f"{root}/negatives/{seed}/{name}")
+                ax.plot([m[key] for m in steps if key in m], f"C{n}", lw=1,
+                        label=None if i else title)
         ax.set(xlabel="step", **({} if key == "weight" else {"yscale": "symlog"}))
     axes[0].legend(fontsize=7)
     save(figure, FIGURES / "negatives.png")

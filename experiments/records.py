@@ -2,9 +2,8 @@
 
 import json
 import statistics
-from pathlib import Path
 
-from experiments.harness import Job, flags_of, load_result, mean_and_spread
+from experiments.harness import Job, flags_of, load_responses, load_result, mean_and_spread
 from plumbing.cli import HOME
 from plumbing.tables import table
 from plumbing.task_files import read_rows
@@ -64,10 +63,8 @@ def collect(root, seeds):
             results = [load_result(root, f"records/{seed}-{rows}/{name}") for seed in seeds]
             fields = []
             for seed in seeds:
-                saved = (Path(root) / f"records/{seed}-{rows}/compare/generations"
-                         / f"{i}-{name}.jsonl").read_text().splitlines()
-                fields.append(precision_and_recall(
-                    [json.loads(line)["response"] for line in saved], test))
+                saved = load_responses(root, f"records/{seed}-{rows}/compare", i, name)
+                fields.append(precision_and_recall([row["response"] for row in saved], test))
             found[f"{name} {rows}"] = {
                 **{key: [r[key] for r in results]
                    for key in ["score", "test_accuracy", "mean_tokens", "seconds"]},

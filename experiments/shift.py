@@ -4,7 +4,7 @@ import re
 from functools import partial
 
 from experiments import main
-from experiments.groups import plan as groups_plan
+from experiments.groups import job_of
 from experiments.harness import load_comparison, mean_and_spread
 from experiments.tasks import TaskJob, embedded, fresh
 from plumbing.tables import table
@@ -78,9 +78,7 @@ SHIFTS = {  # name: (what it is, its 500 problems)
 
 def plan(seed):
     warmup, others = main.runs_of("nl", seed)
-    grpo = [job for stage in groups_plan(seed) for job in stage
-            if job.folder == f"nl/{seed}/grpo"]
-    return [warmup, [*others, *grpo], [
+    return [warmup, [*others, job_of(seed, f"nl/{seed}/grpo")], [
         TaskJob("eval.py", f"shift/{seed}/{name}", (
             *(f"ROOT/nl/{seed}/{model}" for model in MODELS), "--samples=0"), 0.5,
             f"shift/tasks/{name}", partial(as_task, name)) for name in SHIFTS]]

@@ -3,7 +3,8 @@
 import statistics
 
 from experiments import main
-from experiments.harness import FIGURES, Job, flags_of, load_result, mean_and_spread
+from experiments.groups import job_of
+from experiments.harness import FIGURES, load_result, mean_and_spread
 from plumbing.figures import panels, save
 from plumbing.files import read_metrics
 from plumbing.tables import table
@@ -14,9 +15,7 @@ RUNS = {"sft": "SFT, 40 epochs", "dpo": "DPO", "reft": "ReFT", "grpo": "GRPO"}
 
 def plan(seed):
     warmup, others = main.runs_of("nl", seed)
-    grpo = Job("grpo.py", f"nl/{seed}/grpo", (
-        *flags_of(seed), f"--warmup=ROOT/nl/{seed}/warmup"), 4.0)
-    return [warmup, [*others, grpo]]
+    return [warmup, [*others, job_of(seed, f"nl/{seed}/grpo")]]
 
 
 def curve(root, run, warmup):

@@ -1,11 +1,10 @@
 """Why SFT first? PPO from the base model itself; how many of a question's samples are right."""
 
-import json
 import statistics
-from pathlib import Path
 
 from experiments import main
-from experiments.harness import FIGURES, Job, flags_of, load_result, mean_and_spread
+from experiments.harness import (FIGURES, Job, flags_of, load_responses, load_result,
+                                 mean_and_spread)
 from plumbing.cli import HOME
 from plumbing.figures import panels, save
 from plumbing.files import read_metrics
@@ -32,9 +31,9 @@ def plan(seed):
 
 def shares(root, cot, seed):
     """{model: of each dev question, the share of its samples that is right}"""
-    folder, found = Path(root) / f"why_sft/{cot}/{seed}/samples/generations", {}
+    found = {}
     for i, name in enumerate(MODELS):
-        rows = map(json.loads, (folder / f"{i}-{name}.jsonl").read_text().splitlines())
+        rows = load_responses(root, f"why_sft/{cot}/{seed}/samples", i, name)
         right = [row["correct"] for row in rows if row["decoding"] == "sampled"]
         found[name] = [sum(right[at:at + SAMPLES]) / SAMPLES
                        for at in range(0, len(right), SAMPLES)]

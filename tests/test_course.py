@@ -195,13 +195,15 @@ def test_a_part_is_emptied_below_its_docstring():
 
 
 def test_lifting_takes_the_function_and_what_it_uses_alone():
-    """Helpers, the helpers' helpers, and an import that shares its line with one that is known; not
-    what other functions need, nor the student's of what is there already."""
+    """Helpers, with their decorators, the helpers' helpers, and an import that shares its line with
+    one that is known; not what other functions need, nor the student's of what is there already."""
     student = "from __future__ import annotations\n" + SOURCE.replace(
         "LIMIT = 2", "LIMIT = 3\nBAD = 1 / 0\nSCALE = 0.5").replace(
         "import math", "import math, json\nimport nothing_of_that_name").replace(
         "return x / 2", "return twice(x) * json.loads('0.5') * SCALE").replace(
-        "return 1", "return 2") + "\n\ndef twice(x):\n    return TWO * x\n\n\nTWO = 2\n"
+        "return 1", "return 2") + (
+            "\n\ndef doubled(function):\n    return lambda x: TWO * function(x)\n\n\n@doubled\n"
+            "def twice(x):\n    return x\n\n\nTWO = 2\n")
     names = {}
     exec(lifted(SOURCE, student, HALF), names)
     assert names["half"](6) == 3 and names["Box"]().size() == 1 and names["LIMIT"] == 2
@@ -380,7 +382,7 @@ def test_a_bug_is_graded_by_its_file_and_its_answer(tmp_path):
         "answer.toml", "broken.jsonl", "healthy.jsonl", "reft_ppo.py", "run.txt"]
 
     def points():
-        [(_, points, most, text)] = grading.grade_assignment("bugs", tmp_path / "b", 4, folder)
+        [(_, points, most, text)] = bugs.grade_all(tmp_path / "b", 4, folder)
         assert most == 5 and mistake.title not in text
         return points
     (path / "reft_ppo.py").write_text(clean("reft_ppo.py"))
@@ -397,7 +399,7 @@ def test_a_bug_is_graded_by_its_file_and_its_answer(tmp_path):
 
 def test_a_broken_file_tells_nothing_of_its_bug(tmp_path):
     """It differs from the repository's in the changed lines alone; its folder has no name."""
-    bugs.make_bugs(tmp_path, 0)
+    bugs.make(tmp_path, 0)
     for folder, mistake in bugs.order(0).items():
         part = ITEMS[mistake.at].part
         [file] = (tmp_path / folder).glob("*.py")
