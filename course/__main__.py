@@ -27,6 +27,13 @@ def main(argv=None):
     parser.add_argument("--json", type=text, metavar="FILE",
                         help="of grade: write Gradescope's results.json, too")
     args = parser.parse_args(argv)
+    try:
+        run(args)
+    except OSError as error:
+        stop(f"{error.filename}: cannot write there ({error.strerror}); choose another place", code=1)
+
+
+def run(args):
     if args.what == "record":
         bugs.record([args.assignment] if args.assignment else [])
         return
@@ -47,9 +54,9 @@ def main(argv=None):
         graded = (bugs.grade_all(args.folder, args.seed, args.only) if args.assignment == "bugs"
                   else grading.grade_assignment(args.assignment, args.folder, args.seed, args.only,
                                                 args.variant))
+        grading.show(graded)
         if args.json:
             grading.save(graded, args.json)
-        grading.show(graded)
         return
     if not args.to:
         stop(f"{args.what} {args.assignment}: say where, by --to")

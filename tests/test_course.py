@@ -508,6 +508,20 @@ def test_bad_input_is_one_sentence(argv, says, capsys):
     assert says in error and error.count("\n") == 1
 
 
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    """The points have been printed by then."""
+    (tmp_path / "file").write_text("")
+    for argv in [["make", "ppo", f"--to={tmp_path}/file/folder"],
+                 ["pack", "ppo", f"--to={tmp_path}/nowhere/x.zip"],
+                 ["grade", "credit", str(tmp_path), f"--json={tmp_path}/nowhere/x.json"]]:
+        with pytest.raises(SystemExit) as exit:
+            course.main(argv)
+        assert exit.value.code == 1
+        printed = capsys.readouterr()
+        assert "cannot write there" in printed.err and printed.err.count("\n") == 1
+    assert "0 of" in printed.out
+
+
 def test_the_projects_own_tests_catch_each_of_the_twenty(planted):
     assert set(CAUGHT_BY) == set(TWENTY)
     printed, _ = planted.communicate()
