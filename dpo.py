@@ -216,8 +216,8 @@ def train(args):
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
     steps = args.epochs * -(-len(pairs) // args.batch_size)
     schedule = rise_and_fall(optimizer, steps, rise=0.1 * steps)
-    run.begin(policy, [policy, optimizer, schedule], steps, args.batch_size, args.eval_every,
-              measure=lambda: data.measure_dev(policy), order=range(len(pairs)),
+    run.begin(policy, tokenizer, [policy, optimizer, schedule], steps, args.batch_size,
+              args.eval_every, measure=lambda: data.measure_dev(policy), order=range(len(pairs)),
               shows=["loss", "margin"], from_start=cost, facts={"pairs": data.facts},
               criterion=data.criterion)
     keep_pairs(run, data, len(pairs))
@@ -247,7 +247,7 @@ def train(args):
                 | {"epoch": epoch, "lr": lr, "grad_norm": grad_norm.item()})
 
     # 5. The best policy on dev is the model
-    finish(run, tokenizer, data)
+    finish(run, data)
 
 
 def keep_pairs(run, data, count):
@@ -276,11 +276,11 @@ def pair_metrics(pairs, losses, chosen_logps, rejected_logps, ref_chosen_logps,
             **{name: x.sum().item() / len(pairs) for name, x in per_pair.items()}}
 
 
-def finish(run, tokenizer, data):
+def finish(run, data):
     args, beside = run.args, Path(run.out).parent
     run.finish(
-        tokenizer, lambda model: data.measure(model, data.test), count=len(data.test),
-        unit=data.unit, start=lambda: load_to_train(args.warmup, args)[0],
+        lambda model: data.measure(model, data.test), count=len(data.test), unit=data.unit,
+        start=lambda: load_to_train(args.warmup, args)[0],
         draw=lambda result: draw_preferences(run.out, f"{run.out}/curves.png"),
         diagnose=lambda metrics: after_dpo(metrics, run.criterion),
         proposals=[] if data.unit == "pairs" else [

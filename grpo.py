@@ -139,8 +139,9 @@ def train(args):
     optimizer = torch.optim.AdamW(lm.parameters(), lr=args.lr, weight_decay=0.0)
     schedule = rise_and_fall(optimizer, args.steps, rise=5)
     generator = torch.Generator(lm.device).manual_seed(args.seed)
-    run.begin(lm, [lm, optimizer, schedule, generator], args.steps, args.minibatch_size,
-              args.eval_every, from_start={}, shows=["reward", "kl", "response_tokens"],
+    run.begin(lm, tokenizer, [lm, optimizer, schedule, generator], args.steps,
+              args.minibatch_size, args.eval_every, from_start={},
+              shows=["reward", "kl", "response_tokens"],
               measure=lambda: dev_metrics(lm, tokenizer, task, args, reference),
               criterion=task.criterion)
 
@@ -209,8 +210,7 @@ def not_finite(lm, rollout, scores, asked, minibatch, size):
 def finish(run, tokenizer, task, reference):
     args, beside = run.args, Path(run.out).parent
     run.finish(
-        tokenizer, lambda model: evaluate(model, tokenizer, task.test, task=task,
-                                          **eval_kwargs(args)),
+        lambda model: evaluate(model, tokenizer, task.test, task=task, **eval_kwargs(args)),
         count=len(task.test), start=lambda: reference,
         draw=lambda result: draw_curves([(run.name, [run.out])], f"{run.out}/curves.png",
                                         own=task.own_metrics([]), results={run.out: result}),

@@ -201,8 +201,9 @@ def train(args):
     generator = torch.Generator(lm.device).manual_seed(args.seed)
     scale = RunningScale() if task.learned else nn.Identity()  # a rule's scores are as they are
     samples, eos = args.samples_per_question or 1, tokenizer.eos_token_id
-    run.begin(lm, [policy, optimizer, schedule, generator, scale], args.steps, args.minibatch_size,
-              args.eval_every, from_start={}, shows=["reward", "kl", "response_tokens"],
+    run.begin(lm, tokenizer, [policy, optimizer, schedule, generator, scale], args.steps,
+              args.minibatch_size, args.eval_every, from_start={},
+              shows=["reward", "kl", "response_tokens"],
               measure=lambda: dev_metrics(lm, tokenizer, task, args, reference.lm),
               criterion=task.criterion)
 
@@ -296,8 +297,7 @@ def finish(run, tokenizer, task, reference):
             draw_learned_reward([run.out], f"{run.out}/overoptimised.png")
 
     run.finish(
-        tokenizer, lambda model: evaluate(model, tokenizer, task.test, task=task,
-                                          **eval_kwargs(args)),
+        lambda model: evaluate(model, tokenizer, task.test, task=task, **eval_kwargs(args)),
         count=len(task.test), start=lambda: reference, draw=draw,
         diagnose=lambda metrics: (after_rlhf(metrics, run.best) if task.learned else
                                   after_ppo(metrics, run.first[run.criterion], run.criterion)),

@@ -217,7 +217,7 @@ def train(args):
     steps = args.epochs * -(-len(lists) // args.batch_size)
     schedule = rise_and_fall(optimizer, steps, rise=0.1 * steps)
     size, loss_of = args.micro_batch_size, LOSSES[args.objective]
-    run.begin(classifier, [classifier, optimizer, schedule], steps, args.batch_size,
+    run.begin(classifier, tokenizer, [classifier, optimizer, schedule], steps, args.batch_size,
               args.eval_every, order=range(len(lists)), shows=["loss", "accuracy"],
               measure=lambda: on_dev(measure(model, dev, size, args.objective)),
               facts={"comparisons": len(lists), "responses": sum(len(x["grades"]) for x in lists)})
@@ -246,7 +246,7 @@ def train(args):
                    if len(margins) else {}))
 
     # 4. The best model on dev; test, once
-    finish(run, tokenizer, test)
+    finish(run, test)
 
 
 def on_dev(found):
@@ -264,7 +264,7 @@ def keep_lists(run, parts, count):
              "again with --overwrite")
 
 
-def finish(run, tokenizer, test):
+def finish(run, test):
     args = run.args
     found = {}
 
@@ -281,7 +281,7 @@ def finish(run, tokenizer, test):
 
     beside = Path(run.out).parent
     run.finish(
-        tokenizer, on_test, count=len(test), unit="questions", draw=draw_and_say,
+        on_test, count=len(test), unit="questions", draw=draw_and_say,
         proposals=[] if args.task == "none" else [
             f"{command('reft_ppo.py', args, 'rlhf')} --reward={args.out}   # RLHF",
             f"python eval.py {args.warmup} --rerank={args.out} --out={beside / 'rerank'}"])

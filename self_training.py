@@ -91,9 +91,10 @@ def train(args):
     rise = 0.1 * args.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(  # each round begins anew
         optimizer, lambda step: lr_factor(step % args.steps, args.steps, rise, fall_from=rise))
-    run.begin(model, [model, optimizer, schedule], args.rounds * args.steps, args.batch_size,
-              args.eval_every, measure=lambda: dev_metrics(model, tokenizer, task, args),
-              from_start={}, shows=["loss"], facts={"rounds": []}, criterion=task.criterion)
+    run.begin(model, tokenizer, [model, optimizer, schedule], args.rounds * args.steps,
+              args.batch_size, args.eval_every,
+              measure=lambda: dev_metrics(model, tokenizer, task, args), from_start={},
+              shows=["loss"], facts={"rounds": []}, criterion=task.criterion)
     pool = annotated
     if args.mode == "offline" and run.step % args.steps:  # resumed within a round
         pool = annotated + read_kept(run, annotated)
@@ -184,8 +185,7 @@ def read_kept(run, annotated):
 def finish(run, tokenizer, task):
     args, beside = run.args, Path(run.out).parent
     run.finish(
-        tokenizer, lambda model: evaluate(model, tokenizer, task.test, task=task,
-                                          **eval_kwargs(args)),
+        lambda model: evaluate(model, tokenizer, task.test, task=task, **eval_kwargs(args)),
         count=len(task.test), start=lambda: load_to_train(args.warmup, args)[0],
         draw=lambda result: draw_self_training(
             run.out, f"{run.out}/curves.png", task.own_metrics([]), run.first["dev_accuracy"]),

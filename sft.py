@@ -87,9 +87,9 @@ def train(args):
     steps = args.epochs * per_epoch
     rise = round(args.lr_warmup_ratio * steps)
     schedule = rise_and_fall(optimizer, steps, rise, fall_from=rise)
-    run.begin(model, [model, optimizer, schedule], steps, args.batch_size, eval_every=per_epoch,
-              measure=lambda: dev_metrics(model, tokenizer, task, args) | known_by_heart(
-                  model, tokenizer, task, args),
+    run.begin(model, tokenizer, [model, optimizer, schedule], steps, args.batch_size,
+              eval_every=per_epoch, measure=lambda: dev_metrics(
+                  model, tokenizer, task, args) | known_by_heart(model, tokenizer, task, args),
               order=range(len(examples)), shows=["epoch", "loss"], criterion=task.criterion)
 
     model.train()
@@ -111,8 +111,8 @@ def train(args):
                  "loss": loss, "lr": lr, "grad_norm": grad_norm.item()})
 
     # 3. The best epoch on dev is the model
-    run.finish(tokenizer, lambda model: evaluate(model, tokenizer, task.test, task=task,
-                                                 **eval_kwargs(args)),
+    run.finish(lambda model: evaluate(model, tokenizer, task.test, task=task,
+                                      **eval_kwargs(args)),
                count=len(task.test), best_epoch=run.best["step"] // per_epoch)
 
 

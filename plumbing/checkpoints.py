@@ -76,9 +76,15 @@ def checkpoints(out) -> list[Path]:
                   key=lambda path: int(path.stem[5:]))
 
 
+def best_model(out, step) -> Path:
+    """Where the model of that step is, which was the best on dev so far."""
+    return Path(out) / "checkpoint" / f"best-{step:06d}"
+
+
 def save_checkpoint(out, step, content: dict, keep=2):
     """Write step-<step>.pt with `content` and the state of all random generators; the newest `keep`
-    stay. Raises: OSError or RuntimeError where the disk is full."""
+    stay, and of the best models those that were the best by then. Raises: OSError or RuntimeError
+    where the disk is full."""
     with open(Path(out) / "metrics.jsonl") as file:  # never behind a checkpoint
         os.fsync(file.fileno())
     path = Path(out) / "checkpoint" / f"step-{step:06d}.pt"
@@ -93,6 +99,9 @@ def save_checkpoint(out, step, content: dict, keep=2):
         fail(out, f"{path} could not be written ({reason}). Mend that and go on with --resume")
     for old in checkpoints(out)[:-keep]:
         old.unlink()
+    oldest = checkpoints(out)[0].stem[5:]
+    for old in sorted(x for x in path.parent.glob("best-??????") if x.name[5:] <= oldest)[:-1]:
+        shutil.rmtree(old)
 
 
 def fail(out, message):

@@ -83,6 +83,13 @@ def number(kind, low=None, high=None, above=None):
     return parse
 
 
+def steps_or_minutes(text):
+    """An argparse type: 20, or "10m" as it stands."""
+    if text.endswith("m") and number(float, above=0)(text[:-1]):
+        return text
+    return number(int, 1)(text)
+
+
 def make_parser(description: str, out: str, trains=True) -> Parser:
     """A parser with the flags that mean the same in every script. trains: and in all that train."""
     parser = Parser(description=description)
@@ -114,8 +121,9 @@ def make_parser(description: str, out: str, trains=True) -> Parser:
                        help="auto takes cuda, else mps, else cpu")
     flags.add_argument("--out", type=text, default=out, help="the folder this run writes")
     if trains:
-        flags.add_argument("--save-every", type=number(int, 1), default=20,
-                           help="steps between checkpoints; one more at Ctrl-C and SIGTERM")
+        flags.add_argument("--save-every", type=steps_or_minutes, default=20, metavar="N",
+                           help="steps between checkpoints, or minutes, as 10m; one more at Ctrl-C "
+                           "and SIGTERM")
         flags.add_argument("--keep-checkpoints", type=number(int, 1), default=2,
                            help="so many of them, the newest")
         either = flags.add_mutually_exclusive_group()

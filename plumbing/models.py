@@ -133,13 +133,17 @@ def weights_of(model) -> dict:
     return {name: copies[weight.data_ptr(), weight.shape] for name, weight in weights.items()}
 
 
-def save_model(out: str, model, tokenizer):
-    beside, folder = Path(out) / "model.tmp", Path(out) / "model"
+def save_model(folder: Path, model, tokenizer):
+    """Written beside, onto the disk, and renamed into place."""
+    beside = folder.with_suffix(".tmp")
     for left in [beside, folder]:  # by a run that was killed here
         shutil.rmtree(left, ignore_errors=True)
     try:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
+        for path in beside.iterdir():
+            with open(path) as file:
+                os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise OSError(0, getattr(error, "strerror", None) or str(error), str(folder))

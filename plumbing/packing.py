@@ -163,5 +163,5 @@ def enable(lm, read=lambda *batch: predict(*batch)[0]):
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     if why:
         lm.set_attn_implementation(usual)
-        warn(f"{type(lm).__name__} cannot be run on packed batches ({why}): its padding is computed, "
-             "too, which takes a third longer or so")
+        warn(f"{type(lm).__name__} cannot be run on packed batches ({why}): its padding is "
+             "computed, too, which takes a third longer or so")

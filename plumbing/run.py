@@ -1,28 +1,29 @@
 """One training run, from its flags to its result: what a `train` needs that is no algorithm.
 
     run = Run(args, "SFT")                     # stops where --out must not be written
-    run.begin(model, [model, optimizer, schedule], ...)
+    run.begin(model, tokenizer, [model, optimizer, schedule], ...)
     for step in run.steps():                   # with --resume, from where the last checkpoint was
         ...
         run.update(model, optimizer)           # clip the gradient, step, zero; or stop: not finite
         run.log(metrics)                       # and measure on dev, where it is time for that
-    run.finish(tokenizer, ...)                 # the best model; test, once; figure, result.json
+    run.finish(measure, ...)                   # the best model; test, once; figure, result.json
 
 Checkpoints are written after whole steps: every --save-every, at the last one, and at Ctrl-C and
-SIGTERM.
+SIGTERM. The best model is written when it is found, beside them.
 """
 
 import random
 import sys
 import time
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from plumbing import files
-from plumbing.checkpoints import (catch_signals, checkpoints, fail, load_checkpoint, lock,
-                                  save_checkpoint, set_random_state)
-from plumbing.models import peak_memory_mb, save_model, weights_of
+from plumbing.checkpoints import (best_model, catch_signals, checkpoints, fail, load_checkpoint,
+                                  lock, save_checkpoint, set_random_state)
+from plumbing.models import peak_memory_mb, save_model
 from plumbing.tables import accuracy_table, percent
 
 
@@ -40,13 +41,13 @@ class Run:
         """Whether begin() will take over a checkpoint."""
         return self.args.resume and bool(checkpoints(self.out))
 
-    def begin(self, model, parts, total, effective_batch, eval_every, measure, order=(), shows=(),
-              criterion="dev_accuracy", from_start=None, facts=None):
+    def begin(self, model, tokenizer, parts, total, effective_batch, eval_every, measure, order=(),
+              shows=(), criterion="dev_accuracy", from_start=None, facts=None):
         """Open the folder; or with --resume, take over its last checkpoint.
 
         Args:
-            model: the one to measure and save; parts, all that has a state: modules, the optimizer,
-                its schedule, torch.Generators.
+            model, tokenizer: what to measure and save.
+            parts: all that has a state: modules, the optimizer, its schedule, torch.Generators.
             effective_batch: the examples that one optimizer step learns from.
             measure: () -> metrics on dev, by the `criterion` among which the best model is chosen.
             shows: metrics to show behind the progress bar.
@@ -54,10 +55,11 @@ class Run:
                 what is not empty is logged; None: it is not.
             facts: what else belongs in result.json.
         """
-        self.model, self.parts, self.total, self.measure = model, parts, total, measure
+        self.model, self.tokenizer, self.parts = model, tokenizer, parts
+        self.total, self.measure = total, measure
         self.eval_every, self.shows, self.criterion = eval_every, shows, criterion
-        values = dict(order=list(order), best=None, best_weights=None, first={}, facts=facts or {})
-        self.step, self.random, self.values = 0, None, values.keys()
+        values = dict(order=list(order), best=None, first={}, facts=facts or {})
+        self.step, self.random, self.values, self.saved = 0, None, values.keys(), time.time()
         files.make_folder(self.out)
         lock(self.out)
         saved = load_checkpoint(self.out, parts, self.values) if self.args.resume else None
@@ -83,7 +85,8 @@ class Run:
                 self.step, self.began = step, time.time()
                 yield step
                 self.bar.update()
-                if caught or step % self.args.save_every == 0 or step == self.total:
+                if caught or self.time_to_save() or step == self.total:
+                    self.saved = time.time()
                     save_checkpoint(self.out, step, {
                         "seconds": self.seconds(),
                         "parts": [part.state_dict() if hasattr(part, "state_dict") else
@@ -96,6 +99,12 @@ class Run:
                                file=sys.stderr)
                     raise SystemExit(128 + caught[0])
         let_go()
+
+    def time_to_save(self):
+        every = self.args.save_every
+        if isinstance(every, str):  # "10m"
+            return time.time() - self.saved >= 60 * float(every[:-1])
+        return self.step % every == 0
 
     def batch(self, size):
         """The step's epoch, from 1, and its examples: `size` numbers of `order`, all of which come
@@ -145,7 +154,8 @@ class Run:
         """Measure the model on dev, and keep it if it is the best so far."""
         measured = self.measure()
         if self.best is None or measured[self.criterion] > self.best[self.criterion]:
-            self.best, self.best_weights = {"step": self.step} | measured, weights_of(self.model)
+            self.best = {"step": self.step} | measured
+            save_model(best_model(self.out, self.step), self.model, self.tokenizer)
         return measured
 
     def log(self, metrics, samples=None):
@@ -165,7 +175,7 @@ class Run:
         """Since the run began, without the time between being stopped and resumed."""
         return time.time() - self.start
 
-    def finish(self, tokenizer, measure, count, start=None, unit="problems", draw=None,
+    def finish(self, measure, count, start=None, unit="problems", draw=None,
                diagnose=None, proposals=(), **more):
         """Save the best model and measure it on test, once; draw; say what happened; result.json.
 
@@ -173,8 +183,10 @@ class Run:
             before the first step; draw, result -> curves.png; diagnose, metrics.jsonl -> sentences;
             proposals, what to run next; more, for result.json.
         """
-        self.model.load_state_dict(self.best_weights)
-        save_model(self.out, self.model, tokenizer)
+        best = type(self.model).from_pretrained(best_model(self.out, self.best["step"]),
+                                                dtype=self.model.dtype)
+        self.model.load_state_dict(best.state_dict())
+        save_model(Path(self.out) / "model", self.model, self.tokenizer)
         measured = ({"warm-up": measure(start())} if start else {}) | {
             self.name: measure(self.model)}
         after = measured[self.name]

@@ -23,6 +23,7 @@ PLACES = {  # name: (module or class, function)
     "update": (torch.optim.AdamW, "step"), "rollout": (reft_ppo, "generate_ids"),
     "evaluation": (evaluation, "respond"), "logging": (files, "log_step"),
     "saving": (torch, "save"), "rename": (os, "replace"), "model": (plumbing.run, "save_model"),
+    "best": (plumbing.run, "save_model"),
     "figure": (figures, "save"), "result": (files, "write_json"), "open": (files, "open_run"),
     "restore": (plumbing.run, "set_random_state"), "loading": (models, "load_model"),
     "sft": (sft, "sft_loss")}
@@ -46,9 +47,8 @@ def half_written(name, real, args):
     elif name == "logging":
         with open(f"{args[0]}/metrics.jsonl", "a") as file:
             file.write('{"step": 1')
-    elif name == "model":
-        os.makedirs(f"{args[0]}/model.tmp", exist_ok=True)
-        args[1].save_pretrained(f"{args[0]}/model.tmp")
+    elif name in ("best", "model"):
+        args[1].save_pretrained(args[0].with_suffix(".tmp"))
     elif name == "figure":
         real(*args)
 
@@ -58,7 +58,7 @@ def hook(name, count):
     real, calls = getattr(owner, function), [0]
 
     def counted(*args, **kwargs):
-        calls[0] += 1
+        calls[0] += name != "model" or args[0].name == "model"  # the last, or any, for "best"
         if calls[0] == count:
             half_written(name, real, args)
             die()
@@ -76,7 +76,7 @@ def ended(out):
 
 def assert_nothing_is_half_written(folder):
     for path in folder.rglob("*.json"):
-        if "model.tmp" not in path.parts:
+        if not path.parent.suffix:  # .tmp
             json.loads(path.read_text())
     for path in folder.rglob("*.pt"):
         torch.load(path, weights_only=True)

@@ -17,8 +17,8 @@ import reft_ppo
 import self_training
 import sft
 from plumbing import figures, files
-from plumbing.checkpoints import (catch_signals, checkpoints, random_state, set_random_state,
-                                  set_seed)
+from plumbing.checkpoints import (best_model, catch_signals, checkpoints, random_state,
+                                  save_checkpoint, set_random_state, set_seed)
 from plumbing.cli import HOME
 from plumbing.run import Run
 from tests.killed import assert_nothing_is_half_written, ended
@@ -116,6 +116,18 @@ def test_interrupted_and_resumed_is_as_undisturbed(name, number, at, given, undi
 def test_the_newest_two_checkpoints_are_kept(undisturbed):
     assert [path.name for path in checkpoints(undisturbed["reft"])] == [
         "step-000008.pt", "step-000010.pt"]
+
+
+def test_the_best_model_of_each_checkpoint_that_is_kept_stays(tmp_path):
+    """Checkpoints after steps 4, 8 and 12 of which two stay, models after 0, 3, 5, 7, 11."""
+    (tmp_path / "metrics.jsonl").touch()
+    for step in range(13):
+        if step in (0, 3, 5, 7, 11):
+            best_model(tmp_path, step).mkdir(parents=True)
+        if step in (4, 8, 12):
+            save_checkpoint(tmp_path, step, {}, keep=2)
+            assert sorted(int(path.name[5:]) for path in (tmp_path / "checkpoint").glob(
+                "best-*")) == {4: [3], 8: [3, 5, 7], 12: [7, 11]}[step]
 
 
 def test_resumed_dpo_learns_from_the_pairs_it_had(given, undisturbed, tmp_path, monkeypatch):
@@ -385,13 +397,13 @@ def test_the_tests_have_a_terminals_signals_whoever_started_them():
 
 
 KILLS = [("sft", 5), ("open", 1), ("rollout", 4), ("saving", 2), ("restore", 1), ("update", 7),
-         ("rename", 2), ("logging", 2), ("evaluation", 1), ("model", 1), ("figure", 1),
-         ("result", 1)]
+         ("rename", 2), ("logging", 2), ("evaluation", 1), ("best", 1), ("model", 1),
+         ("figure", 1), ("result", 1)]
 
 
 def test_killed_at_any_moment(given, tmp_path, capfd):
     """SIGKILL in the warm-up, a rollout, an update, an evaluation, halfway through a checkpoint, a
-    line and a model, before a rename, right after the figure, before the result: one run, resumed
+    line, the best model so far and the last, before a rename, right after the figure, before the result: one run, resumed
     each time, ends as an undisturbed one, with its figure and its summary."""
     def argv(out):
         return [f"--model={given['base']}", "--warmup-epochs=6", "--warmup-lr=1e-3",

@@ -1,9 +1,14 @@
 """What a training run is made of, one piece at a time; whole runs are in test_resume.py."""
+import time
+
 import pytest
 import torch
 
 import sft
+from plumbing.checkpoints import best_model
+from plumbing.models import load_model
 from plumbing.run import Run
+from tests.tiny import byte_tokenizer, tiny_lm
 
 
 @pytest.fixture
@@ -35,12 +40,30 @@ def test_batch_gives_each_example_once_an_epoch_and_each_epoch_another_order(run
 def test_evaluate_keeps_the_first_of_the_best(run):
     """The weights are the step's number. A tie does not move what is saved."""
     scripted = iter([0.2, 0.5, 0.5, 0.4, 0.6, 0.6])
-    run.model, run.criterion, run.best = torch.nn.Linear(1, 1), "dev_accuracy", None
+    run.model = lm = tiny_lm(vocab_size=300)
+    run.tokenizer, run.criterion, run.best = byte_tokenizer(), "dev_accuracy", None
     run.measure = lambda: {"dev_accuracy": next(scripted), "other": run.step}
     for run.step, kept in [(0, 0), (1, 1), (2, 1), (3, 1), (4, 4), (5, 4)]:
-        torch.nn.init.constant_(run.model.weight, run.step)
+        torch.nn.init.constant_(lm.model.norm.weight, run.step)
         assert run.evaluate()["other"] == run.step
-        assert run.best["step"] == run.best["other"] == run.best_weights["weight"].item() == kept
+        saved, _ = load_model(best_model(run.out, kept))
+        assert saved.model.norm.weight[0].item() == run.best["step"] == run.best["other"] == kept
+    assert [path.name for path in sorted(best_model(run.out, 0).parent.iterdir())] == [
+        "best-000000", "best-000001", "best-000004"]
+
+
+def test_time_to_save(run, monkeypatch):
+    """Every fourth step; or after the step in which a minute and a half have passed."""
+    clock, run.saved = [1000.0], 1000.0
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    for every, steps in [(4, [4, 8, 12]), ("1.5m", [5, 10])]:  # a step takes 20 seconds
+        run.args.save_every, due = every, []
+        for run.step in range(1, 13):
+            clock[0] += 20
+            if run.time_to_save():
+                run.saved = clock[0]
+                due.append(run.step)
+        assert due == steps
 
 
 def a_gradient(x, y, **optimizer):
