@@ -121,14 +121,20 @@ def test_why_sft_shares_are_of_a_questions_samples(tmp_path):
     assert why.shares(tmp_path, "nl", 0) == dict.fromkeys(why.MODELS, [0.5, 0.0])
 
 
-def test_stability_by_hand():
+def test_stability_by_hand(tmp_path):
     """Three runs that start at 50%: one ends above, one below after its best of 70%, one level."""
-    curves = [[(0, 0.5), (1, 0.9)], [(0, 0.5), (0.5, 0.7), (1, 0.4)], [(0, 0.5), (1, 0.5)]]
-    row = {"accuracy": [0.9, 0.6, 0.5], "curves": curves, "fall": [0.0, 0.3, 0.0]}
-    made = harness.load("stability").tables({"rows": {
-        "warmup": {"accuracy": [0.5] * 3}, "sft": row, "dpo": row, "reft": row, "grpo": row}})
-    cells = [cell.strip() for cell in made["stability"].splitlines()[-1].split("|")[1:-1]]
-    assert cells == ["GRPO", "66.7% ± 20.8", "50.0", "90.0", "10.0", "1"]
+    for seed, (accuracy, dev) in enumerate([(0.9, [0.9]), (0.6, [0.7, 0.4]), (0.5, [0.5])]):
+        for name in ["warmup", "sft", "dpo", "reft", "grpo"]:
+            (tmp_path / f"nl/{seed}/{name}").mkdir(parents=True)
+            files.write_json(tmp_path / f"nl/{seed}/{name}", "result.json", {
+                "test_accuracy": accuracy, "dev_accuracy": 0.5})
+            files.write_lines(tmp_path / f"nl/{seed}/{name}", "metrics.jsonl", [
+                {"step": step, "dev_accuracy": x} for step, x in enumerate(dev, 1)])
+    stability = harness.load("stability")
+    made = stability.tables(stability.collect(tmp_path, [0, 1, 2]))["stability"]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in made.splitlines()]
+    assert cells[-1] == ["GRPO", "66.7% ± 20.8", "50.0", "90.0", "10.0", "1"]
+    assert cells[-4] == ["SFT, 40 epochs", "66.7% ± 20.8", "50.0", "90.0", "10.0", ""]
 
 
 def test_shifted_questions_keep_their_answers():
