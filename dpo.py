@@ -37,7 +37,7 @@ from plumbing.packing import pad, predict
 from plumbing.pairs import encode_parts, hold_out, load_pairs, make_pairs
 from plumbing.run import Run
 from plumbing.sampling import check_room, context_of
-from plumbing.schedule import rise_and_fall
+from plumbing.schedule import adamw, rise_and_fall
 from sft import add_warmup_flags, warm_up
 
 NAMES = {"dpo": "DPO", "ipo": "IPO", "preferred-ft": "Preferred-FT",
@@ -213,7 +213,7 @@ def train(args):
     pairs = with_reference_logps(policy, data.train, size)
     cost = data.cost | {"tokens": 0, "seconds": time.time() - began}
 
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
+    optimizer = adamw(policy, args.lr)
     steps = args.epochs * -(-len(pairs) // args.batch_size)
     schedule = rise_and_fall(optimizer, steps, rise=0.1 * steps)
     run.begin(policy, tokenizer, [policy, optimizer, schedule], steps, args.batch_size,

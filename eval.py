@@ -113,18 +113,25 @@ def response_kl(model, reference, tokenizer, responses, batch_size=64):
     examples = [(prompt, r["ids"]) for prompt, r in zip(prompts, responses)]
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i][1]))  # longest first
     kl = torch.zeros(len(examples))
-    vocab, numbers = model.get_output_embeddings().out_features, 2**26  # 256 MB a tensor
+    vocab, numbers = model.get_output_embeddings().out_features, 2**27  # 512 MB a tensor
     while order:
         longest = len(examples[order[0]][1])
         size = max(1, min(batch_size, numbers // (vocab * longest)))
         rows, order = order[:size], order[size:]
         ids, attention_mask, mask = pad([examples[i] for i in rows], model.device)
-        p, q = (predict(lm, ids, attention_mask, mask)[0].log_softmax(-1)
-                for lm in (model, reference))  # (response tokens, vocab)
-        per_token = (p.exp() * (p - q)).sum(-1)
+        logits = [predict(lm, ids, attention_mask, mask)[0]  # (response tokens, vocab)
+                  for lm in (model, reference)]
+        per_token = torch.cat([next_token_kl(*parts)
+                               for parts in zip(*(x.split(256) for x in logits))])
         kl[rows] = torch.zeros(mask.shape, device=ids.device).masked_scatter(
             mask, per_token).sum(-1).cpu()
     return kl
+
+
+def next_token_kl(logits, reference_logits):
+    """KL of two distributions a row: logits (tokens, vocab). Returns: (tokens,), nats."""
+    p, q = logits.log_softmax(-1), reference_logits.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
 
 
 # --- Runs, measured and compared ---

@@ -30,6 +30,7 @@ from plumbing.packing import pad
 from plumbing.pairs import encode_pairs, load_pairs
 from plumbing.rollouts import Rollout, micro_batches, minibatches
 from plumbing.sampling import encode_prompts, generate_ids
+from plumbing.schedule import adamw
 from plumbing.tables import table
 
 COLUMNS = {"logprob": "log pi", "ref_logprob": "log pi_ref", "kl": "KL", "reward": "reward",
@@ -44,7 +45,7 @@ def policy_at(path, start, flags):
     """A copy of the policy `start`, with the weights of the checkpoint `path`, where one is given,
     and its optimizer, at the peak learning rate."""
     policy = copy.deepcopy(start)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=flags.lr, weight_decay=0.0)
+    optimizer = adamw(policy, flags.lr)
     if path:
         saved = torch.load(path, map_location=policy.lm.device, weights_only=True)
         policy.load_state_dict(saved["parts"][0])

@@ -33,7 +33,7 @@ from plumbing.rollouts import (Rollout, check_minibatch, micro_batches, minibatc
                                rollout_metrics, show, suspects_of, update_metrics)
 from plumbing.run import Run
 from plumbing.sampling import check_room, encode_prompts, generate_ids
-from plumbing.schedule import rise_and_fall
+from plumbing.schedule import adamw, rise_and_fall
 from sft import add_warmup_flags, warm_up
 
 NAMES = {"grpo": "GRPO", "rloo": "RLOO", "dr-grpo": "Dr. GRPO"}  # --advantage: what people call it
@@ -136,7 +136,7 @@ def train(args):
     reference = copy.deepcopy(lm).requires_grad_(False)
     check_room(lm, tokenizer, task.all_prompts(), args.max_new_tokens)
     prompts = encode_prompts(tokenizer, task.prompts(task.train))
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=args.lr, weight_decay=0.0)
+    optimizer = adamw(lm, args.lr)
     schedule = rise_and_fall(optimizer, args.steps, rise=5)
     generator = torch.Generator(lm.device).manual_seed(args.seed)
     run.begin(lm, tokenizer, [lm, optimizer, schedule, generator], args.steps,

@@ -38,7 +38,7 @@ from plumbing.rollouts import (Rollout, approx_kl, check_minibatch, micro_batche
                                rollout_metrics, show, suspects_of, update_metrics)
 from plumbing.run import Run
 from plumbing.sampling import check_room, encode_prompts, generate_ids
-from plumbing.schedule import rise_and_fall
+from plumbing.schedule import adamw, rise_and_fall
 from sft import add_warmup_flags, warm_up
 
 
@@ -196,7 +196,7 @@ def train(args):
     reference = PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)  # its values are not read
     check_room(lm, tokenizer, task.all_prompts(), args.max_new_tokens)
     prompts = encode_prompts(tokenizer, task.prompts(task.train))
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0)
+    optimizer = adamw(policy, args.lr)
     schedule = rise_and_fall(optimizer, args.steps, rise=5)
     generator = torch.Generator(lm.device).manual_seed(args.seed)
     scale = RunningScale() if task.learned else nn.Identity()  # a rule's scores are as they are

@@ -36,7 +36,7 @@ from plumbing.reward_models import (RewardModel, encode_responses,  # noqa: F401
                                     load_reward_model, score)
 from plumbing.run import Run
 from plumbing.sampling import check_room, context_of
-from plumbing.schedule import rise_and_fall
+from plumbing.schedule import adamw, rise_and_fall
 from plumbing.stats import calibration, correlation
 from plumbing.task_files import read_rows
 from sft import add_warmup_flags, warm_up
@@ -213,7 +213,7 @@ def train(args):
     model = RewardModel(classifier)  # in eval mode, and it stays there
     lists, dev, test = encode_lists(tokenizer, parts, min(args.max_length, context_of(classifier)))
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
+    optimizer = adamw(model, args.lr)
     steps = args.epochs * -(-len(lists) // args.batch_size)
     schedule = rise_and_fall(optimizer, steps, rise=0.1 * steps)
     size, loss_of = args.micro_batch_size, LOSSES[args.objective]

@@ -30,7 +30,7 @@ from plumbing.models import load_to_train, weights_of
 from plumbing.packing import pad
 from plumbing.run import Run
 from plumbing.sampling import check_room
-from plumbing.schedule import lr_factor
+from plumbing.schedule import adamw, lr_factor
 from plumbing.task_files import read_rows
 from sft import add_warmup_flags, encode, micro_batches, not_finite, sft_loss, warm_up
 
@@ -87,7 +87,7 @@ def train(args):
     base = base_of(model, args) if getattr(args, "from") == "base" else None
     annotated = encode(tokenizer, task.train, task)  # (prompt ids, response ids) of each question
     check_room(model, tokenizer, task.all_prompts(), args.max_new_tokens, annotated)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
+    optimizer = adamw(model, args.lr)
     rise = 0.1 * args.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(  # each round begins anew
         optimizer, lambda step: lr_factor(step % args.steps, args.steps, rise, fall_from=rise))

@@ -23,7 +23,7 @@ from plumbing.models import load_to_train
 from plumbing.packing import pad, predict
 from plumbing.run import Run
 from plumbing.sampling import check_room, encode_prompts
-from plumbing.schedule import rise_and_fall
+from plumbing.schedule import adamw, rise_and_fall
 
 
 def encode(tokenizer, problems, task):
@@ -82,7 +82,7 @@ def train(args):
     model, tokenizer = load_to_train(args.model, args)
     examples = encode(tokenizer, task.train, task)
     check_room(model, tokenizer, task.all_prompts(), args.max_new_tokens, examples)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = adamw(model, args.lr, args.weight_decay)
     per_epoch = -(-len(examples) // args.batch_size)
     steps = args.epochs * per_epoch
     rise = round(args.lr_warmup_ratio * steps)

@@ -4,12 +4,15 @@ A checkpoint is written beside and renamed into place, so whatever kills the run
 whole. It holds tensors and plain values only, and is read as such: no pickled code is run.
 """
 
+import copy
+import gc
 import os
 import random
 import shutil
 import signal
 import sys
 import threading
+import traceback
 import zipfile
 from pathlib import Path
 
@@ -20,36 +23,57 @@ from tqdm import tqdm
 from plumbing import files
 from plumbing.cli import as_flag, stop
 
+GO_ON = "the same command with --resume goes on from the last checkpoint"
 at_end = []  # functions that `guarded` calls when it is left
 
 
 def guarded(train, args):
-    """Run train(args); what may go wrong in any run ends in one sentence instead of a traceback."""
-    go_on, before = "the same command with --resume goes on from the last checkpoint", len(at_end)
-    try:
-        train(args)
-    except KeyboardInterrupt:
-        tqdm.write("interrupted" + f"; {go_on}" * hasattr(args, "resume"), file=sys.stderr)
-        raise SystemExit(130)
-    except (MemoryError, RuntimeError) as error:  # PyTorch's own are RuntimeErrors
-        if not (isinstance(error, (MemoryError, torch.OutOfMemoryError))
-                or "can't allocate memory" in str(error)):
-            raise
-        order = {"micro_batch_size": "a smaller", "generate_batch_size": "in sampling a smaller",
-                 "max_new_tokens": "a smaller", "gradient_checkpointing": "",
-                 "dtype": "bfloat16 as"}
+    """Run train(args), where memory does not suffice in smaller and smaller batches; what may go
+    wrong in any run ends in one sentence instead of a traceback."""
+    before = len(at_end)
+    while True:
+        try:
+            return train(copy.copy(args))
+        except KeyboardInterrupt:
+            tqdm.write("interrupted" + f"; {GO_ON}" * hasattr(args, "resume"), file=sys.stderr)
+            raise SystemExit(130)
+        except (MemoryError, RuntimeError) as error:  # PyTorch's own are RuntimeErrors
+            if not (isinstance(error, (MemoryError, torch.OutOfMemoryError))
+                    or "can't allocate memory" in str(error)):
+                raise
+            args = with_less(args, error)
+        except OSError as error:
+            begun = hasattr(args, "resume") and files.is_begun(args.out)
+            stop(f"{error.filename or args.out}: {error.strerror or error}" + (
+                f". Nothing that was there is lost: mend that, and {GO_ON}" if begun else
+                "; mend that, or name another"), code=1 if begun else 2)
+        finally:
+            while len(at_end) > before:
+                at_end.pop()()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def with_less(args, error):
+    """The flags with half of the batch for which memory was too small, to go on from the last
+    checkpoint; stops with advice where that is a batch of one."""
+    sampling = any(frame.name == "generate_batch"
+                   for frame in traceback.extract_tb(error.__traceback__))
+    name = "generate_batch_size" if sampling else "micro_batch_size"
+    size, less = getattr(args, name, 1), copy.copy(args)
+    if size == 1:
+        changes = {"gradient_checkpointing": "", "max_new_tokens": "a smaller",
+                   "dtype": "bfloat16 as"}
         advice = [f"{change} {as_flag(name)} (now {getattr(args, name)})".strip()
-                  for name, change in order.items() if hasattr(args, name)]
-        stop(f"out of memory. Try, in this order, {', '.join(advice)}. But for --max-new-tokens "
-             f"and --dtype, {go_on}", code=1)
-    except OSError as error:
-        begun = hasattr(args, "resume") and files.is_begun(args.out)
-        stop(f"{error.filename or args.out}: {error.strerror or error}" + (
-            f". Nothing that was there is lost: mend that, and {go_on}" if begun else
-            "; mend that, or name another"), code=1 if begun else 2)
-    finally:
-        while len(at_end) > before:
-            at_end.pop()()
+                  for name, change in changes.items() if hasattr(args, name)]
+        stop(f"out of memory, in a batch of one. Try, in this order, {', '.join(advice)}" + (
+            ". With the first --resume goes on" * hasattr(args, "resume")), code=1)
+    setattr(less, name, size // 2)
+    if hasattr(args, "resume"):
+        less.resume, less.overwrite = files.is_begun(args.out), False
+    tqdm.write(f"warning: out of memory: goes on with {as_flag(name)} {size // 2} in place of "
+               f"{size}", file=sys.stderr)
+    return less
 
 
 def lock(out: str):

@@ -136,13 +136,14 @@ def make_parser(description: str, out: str, trains=True) -> Parser:
                        help="of matrix products; in training the weights stay float32, since steps "
                        "of 1e-6 vanish in bfloat16")
     flags.add_argument("--micro-batch-size", type=number(int, 1), default=128,
-                       help="responses at once in an update; the gradient is the whole batch's")
+                       help="responses at once in an update; the gradient is the whole batch's. A run "
+                       "halves this and the next by itself where memory does not suffice")
+    flags.add_argument("--generate-batch-size", type=number(int, 1), default=256,
+                       help="responses sampled at once, in rollouts and in evaluations")
     if trains:
         flags.add_argument("--gradient-checkpointing", action="store_true",
                            help="keep each layer's input alone, and compute the rest again when "
                            "the gradient is taken: a third more time")
-    flags.add_argument("--generate-batch-size", type=number(int, 1), default=256,
-                       help="responses sampled at once, in rollouts and in evaluations")
     return parser
 
 

@@ -69,32 +69,38 @@ AttentionMaskInterface.register("packed", sdpa_mask)
 def pack(ids, attention_mask, mask):
     """A padded batch as one row of tokens. A prompt that several sequences share is in it once.
 
+    Laid out on the CPU: on a GPU the host would wait for a dozen of these steps.
+
     Args: as predict's.
-    Returns: ids and positions (1, tokens); place (batch, seq), where in the row each token stands;
-        layout, how attention lays the row out in grids, a group of sequences each, which start in
-        the first column: token_of_cell (cells of all grids,), cell_of_token (tokens,) and the
-        grids' shapes [(rows, columns), ...].
+    Returns: ids and positions (1, tokens); place (batch, seq), where in the row each token stands,
+        on the CPU; layout, how attention lays the row out in grids, a group of sequences each,
+        which start in the first column: token_of_cell (cells of all grids,), cell_of_token
+        (tokens,) and the grids' shapes [(rows, columns), ...].
     """
+    device = ids.device
+    ids, attention_mask, mask = ids.cpu(), attention_mask.cpu(), mask.cpu()
     real, positions = attention_mask.bool(), attention_mask.cumsum(-1) - 1
     in_prompt = real & ~F.pad(mask, (1, 0)).cumsum(-1).bool()
-    everyone = torch.arange(len(ids), device=ids.device)
+    everyone = torch.arange(len(ids))
     _, prompt = ids.masked_fill(~in_prompt, -1).unique(dim=0, return_inverse=True)
     owner = everyone.clone().scatter_reduce(0, prompt, everyone, "amin", include_self=False)[prompt]
     own = real & ~(in_prompt & (owner != everyone)[:, None])
-    place = torch.zeros_like(ids).masked_scatter(own, torch.arange(own.sum(), device=ids.device))
+    place = torch.zeros_like(ids).masked_scatter(own, torch.arange(own.sum()))
     place = torch.where(own, place, place[owner])  # equal ones stand in the same columns
 
     lengths, order = real.sum(-1).sort(stable=True)
     lengths, shapes, cells, first_cell = lengths.tolist(), [], torch.zeros_like(ids), 0
     for start in range(0, len(lengths), GROUP):
         rows, columns = len(lengths[start:start + GROUP]), lengths[start:start + GROUP][-1]
-        starts = first_cell + torch.arange(rows, device=ids.device) * columns
+        starts = first_cell + torch.arange(rows) * columns
         cells[order[start:start + GROUP]] = starts[:, None] + positions[order[start:start + GROUP]]
         first_cell += rows * columns
         shapes.append((rows, columns))
-    token_of_cell = torch.zeros(first_cell, dtype=torch.long, device=ids.device)
+    token_of_cell = torch.zeros(first_cell, dtype=torch.long)
     token_of_cell[cells[real]] = place[real]
-    return ids[own][None], positions[own][None], place, (token_of_cell, cells[own], shapes)
+    row, positions, token_of_cell, cell_of_token = (
+        x.to(device) for x in (ids[own][None], positions[own][None], token_of_cell, cells[own]))
+    return row, positions, place, (token_of_cell, cell_of_token, shapes)
 
 
 def predict(lm, ids, attention_mask, mask, hidden_states=False):
@@ -107,10 +113,11 @@ def predict(lm, ids, attention_mask, mask, hidden_states=False):
     layers = -1 if hidden_states else False  # the last one's alone: True would keep them all
     if lm.config._attn_implementation == "packed":
         row, positions, place, layout = pack(ids, attention_mask, mask)
-        states, again = place[:, :-1][mask], None
+        states, again = place[:, :-1][mask.cpu()], None
         # The gradient of an index that repeats is summed in no fixed order; of two, either is equal
         if states.unique(return_counts=True)[1].max() > 2:
-            states, again = states.unique(return_inverse=True)
+            states, again = (x.to(ids.device) for x in states.unique(return_inverse=True))
+        states = states.to(ids.device)
         out = lm(input_ids=row, position_ids=positions, layout=layout, use_cache=False,
                  attention_mask=row.new_ones(1, 1, 1, 1),  # so that the model makes none of its own
                  logits_to_keep=states, output_hidden_states=layers)
@@ -136,7 +143,7 @@ def last_hidden(model, ids, attention_mask, mask):
         row, positions, place, layout = pack(ids, attention_mask, mask)
         out = model(input_ids=row, position_ids=positions, layout=layout, use_cache=False,
                     attention_mask=row.new_ones(1, 1, 1, 1))
-        return out.last_hidden_state[0].index_select(0, place[everyone, last])
+        return out.last_hidden_state[0].index_select(0, place.to(ids.device)[everyone, last])
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     out = model(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
                 use_cache=False)

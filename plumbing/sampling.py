@@ -1,5 +1,6 @@
 """Sample from a model, with a key-value cache that has room and rows that leave when they end."""
 
+import contextlib
 import math
 
 import torch
@@ -94,10 +95,27 @@ def generate_ids(model, prompts, eos_id, max_new_tokens, temperature=0.0, genera
         generator: a torch.Generator on the model's device.
     Returns: a list of lists of token ids. A response that ended holds its EOS, one cut off none.
     """
-    if batch_size and len(prompts) > batch_size:
-        return [row for start in range(0, len(prompts), batch_size) for row in generate_ids(
-            model, prompts[start:start + batch_size], eos_id, max_new_tokens, temperature,
-            generator)]
+    size = batch_size or len(prompts) or 1
+    with sampling_weights(model):
+        return [row for start in range(0, len(prompts), size) for row in generate_batch(
+            model, prompts[start:start + size], eos_id, max_new_tokens, temperature, generator)]
+
+
+@contextlib.contextmanager
+def sampling_weights(model):
+    """Of a model trained under autocast the weights in bfloat16, until this is left: autocast would
+    cast all of them for each token, and hand the cache float32."""
+    own = {p: p.data for p in model.parameters()} if getattr(model, "autocast", False) else {}
+    try:
+        for p in own:
+            p.data = p.data.bfloat16()
+        yield
+    finally:
+        for p, data in own.items():
+            p.data = data
+
+
+def generate_batch(model, prompts, eos_id, max_new_tokens, temperature, generator):
     device, longest = model.device, max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -116,14 +134,16 @@ def generate_ids(model, prompts, eos_id, max_new_tokens, temperature=0.0, genera
             token = logits.argmax(-1)
         else:
             token = sample((logits / temperature).softmax(-1), generator)
-        responses[rows[alive], t] = token[alive]
+        responses[rows, t] = torch.where(alive, token, eos_id)
         alive &= token != eos_id
-        if not alive.any():
+        left = alive.sum().item()  # all else that a token takes, a GPU need not be waited for
+        if not left:
             break
-        if alive.float().mean() < 0.8:  # dropping rows copies the cache, so not for each one
-            rows, token, mask, positions = rows[alive], token[alive], mask[alive], positions[alive]
-            cache.batch_select_indices(alive.nonzero()[:, 0])
-            alive = alive[alive]
+        if left / len(rows) < 0.8:  # dropping rows copies the cache, so not for each one
+            kept = alive.nonzero()[:, 0]
+            cache.batch_select_indices(kept)
+            rows, alive, token, mask, positions = (
+                x[kept] for x in (rows, alive, token, mask, positions))
         ids = token[:, None]
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
         positions = positions[:, -1:] + 1

@@ -1,137 +1,267 @@
-"""ReFT and DPO on a model of Qwen2.5-0.5B's shape, random weights, GSM8K's text, bfloat16.
+"""Speed and memory on a GPU: a model of Qwen2.5-0.5B's shape, bfloat16, at GSM8K's lengths.
 
-    python -m tests.bench_gpu gsm8k_train.jsonl           # on a GPU
-    python -m tests.bench_gpu gsm8k_train.jsonl --tiny    # on a CPU, to see that all of it runs
+    python -m tests.bench_gpu           # a few minutes; needs torch, transformers and tqdm alone
+    python -m tests.bench_gpu --tiny    # a tiny shape on a CPU, to see that all of it runs
 
-Prints tokens a second and peak memory of 20 steps, and the most responses in an update
-(--micro-batch-size) for which 16, 24 and 80 GB are enough. Random weights have nothing to learn,
-but compute and lengths are those of the real thing, except that no response ends before its limit.
-The tokenizer is made from the file: 8,000 byte pairs, about as many tokens to a text as Qwen's.
+Prints what the GPU can do, measured in the same process: the rate of large matrix products, and of
+copies; sampling, beside transformers' own; updates, as a share of the matrix rate; a whole step of
+PPO; and the most responses at once in an update for which 16, 24 and 80 GB are enough, a doubled
+--micro-batch-size being tried until memory runs out. Weights and tokens are random, as they decide
+nothing of it; no response ends before its limit.
 """
+
 import argparse
-import json
+import copy
+import random
 import tempfile
-from pathlib import Path
+import time
 
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
 import dpo
 import reft_ppo
-from dpo import pair_logps
-from plumbing import files
-from plumbing.models import load_to_train
+from plumbing.models import load_model, load_to_train
 from plumbing.packing import pad
-from reft_ppo import PolicyWithValue, Rollout, logprobs_and_values
-from verifier import format_prompt, load_problems
+from plumbing.rollouts import Rollout, micro_batches, minibatches
+from plumbing.sampling import generate_ids
+from plumbing.schedule import adamw
+from plumbing.tables import table
+from sft import sft_loss
+from tests.tiny import byte_tokenizer
 
 QWEN = dict(hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
             num_key_value_heads=2, vocab_size=151_936)
 TINY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, vocab_size=9_000)
-PROMPT, RESPONSE = 128, 400  # tokens: more than all but a few of GSM8K's
+            num_key_value_heads=1, vocab_size=1_000)
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
 
 
-def make_model(folder, texts, shape):
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=8_000, special_tokens=["<eos>"], show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<eos>")
-    tokenizer.save_pretrained(folder)
+def timed(function, count=3):
+    """Seconds a call, after a first one."""
+    function()
+    if CUDA:
+        torch.cuda.synchronize()
+    start = time.time()
+    for _ in range(count):
+        function()
+    if CUDA:
+        torch.cuda.synchronize()
+    return (time.time() - start) / count
+
+
+def make_model(folder, shape):
+    byte_tokenizer().save_pretrained(folder)
     torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=True, rope_theta=1e6, eos_token_id=0,
-                                 max_position_embeddings=32_768)).save_pretrained(folder)
+    transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+        **shape, tie_word_embeddings=True, rope_theta=1e6, eos_token_id=1,
+        max_position_embeddings=32_768)).save_pretrained(folder)
 
 
-def report(name, out):
-    metrics = [m for m in files.read_metrics(out) if m["step"] > 1]  # the first one warms up
-    seconds = sum(m["seconds"] for m in metrics)
-    print(f"{name}: {sum(m['tokens'] for m in metrics) / seconds:,.0f} tokens trained a second of "
-          "the whole step, sampling included, "
-          f"{seconds / len(metrics):.2f} s a step, "
-          f"{files.read_json(out, 'result.json')['peak_memory_mb']:,} MB")
+def tokens(least, most):
+    """Of a random length between the two; none is the EOS."""
+    return random.choices(range(2, 256), k=random.randint(least, most))
 
 
-def try_reft(lm, reference, optimizer, size):
-    """One update's forward and backward pass with `size` responses, the reference beside it."""
-    policy = PolicyWithValue(lm)
-    rollout = Rollout(*pad([([5] * PROMPT, [6] * RESPONSE)] * size, lm.device)[:3])
-    logprobs, values = logprobs_and_values(policy, rollout)
-    (logprobs.mean() + values.mean()).backward()
+def ceilings(size):
+    """(floating-point operations a second of a product of matrices, bytes a second of a copy)."""
+    a, b = torch.randn(2, size, size, device=DEVICE, dtype=torch.bfloat16)
+    source = torch.empty(8 * size * size, device=DEVICE)
+    rate = 2 * size**3 / timed(lambda: a @ b, 20)
+    copied = 2 * source.nbytes / timed(lambda: source.clone(), 20)
+    print(f"ceilings: {rate / 1e12:.1f} TFLOP/s in bfloat16, {copied / 1e9:,.0f} GB/s\n")
+    return rate
 
 
-def try_dpo(lm, reference, optimizer, size):
-    """`size` responses, half of them chosen."""
-    pairs = [{"prompt": [5] * PROMPT, "chosen": [6] * RESPONSE, "rejected": [7] * RESPONSE}]
-    chosen, rejected = pair_logps(lm, pairs * (size // 2))
-    (chosen - rejected).mean().backward()
+# --- Sampling ---
 
 
-def largest(attempt, folder, args, gigabytes):
-    """The largest power of two of responses with which an update fits, weights, gradients, Adam's
-    moments and (for ReFT) the reference with it; 0 where not even two do."""
+def sampling(folder, args, prompts, limit):
+    lm, _ = load_to_train(folder, args)
+    theirs = load_model(folder, dtype="bfloat16")[0]
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=DEVICE)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)
+
+    def ours():
+        generate_ids(lm, prompts, -1, limit, temperature=1.0,
+                     generator=torch.Generator(DEVICE).manual_seed(0))
+
+    def usual(**how):
+        theirs.generate(ids, attention_mask=mask, do_sample=True, top_k=0, top_p=1.0,
+                        min_new_tokens=limit, max_new_tokens=limit, pad_token_id=0, **how)
+    rows = []
+    for name, function in [("generate_ids", ours), ("transformers' generate", usual), (
+            "the same, static and compiled", lambda: usual(cache_implementation="static"))]:
+        try:
+            seconds = timed(function, 2)
+            rows.append([name, f"{len(prompts) * limit / seconds:,.0f}",
+                         f"{1000 * seconds / limit:.1f}"])
+        except Exception as error:  # transformers', of which this is no test
+            rows.append([name, type(error).__name__, ""])
+    print(table([f"sampling, {len(prompts)} at once, {limit} tokens each", "tokens a second",
+                 "ms a token step"], rows), end="\n\n")
+
+
+# --- Updates ---
+
+
+def update_of_sft(folder, args, examples):
+    model, _ = load_to_train(folder, args)
+    optimizer = adamw(model, 1e-6)
+
+    def update():
+        sft_loss(model, *pad(examples, DEVICE)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return update
+
+
+def update_of_dpo(folder, args, examples):
+    model, _ = load_to_train(folder, args)
+    optimizer = adamw(model, 1e-6)
+    pairs = [{"prompt": p, "chosen": r, "rejected": other}
+             for (p, r), (_, other) in zip(examples, reversed(examples))]
+
+    def update():
+        chosen, rejected = dpo.pair_logps(model, pairs)
+        (-torch.nn.functional.logsigmoid(0.1 * (chosen - rejected))).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return update
+
+
+class Step:
+    """A step of reft_ppo.py, in the parts that are timed."""
+
+    def __init__(self, folder, args, prompts, limit):
+        lm, _ = load_to_train(folder, args)
+        self.policy = reft_ppo.PolicyWithValue(lm)
+        self.reference = reft_ppo.PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)
+        self.optimizer, self.prompts, self.limit = adamw(self.policy, 1e-6), prompts, limit
+        self.size = args.micro_batch_size
+
+    def sample(self):
+        responses = generate_ids(self.policy.lm, self.prompts, -1, self.limit, temperature=1.0)
+        self.rollout = Rollout(*pad(list(zip(self.prompts, responses)), DEVICE))
+
+    def score(self):
+        reft_ppo.score_tokens(self.policy, self.reference, self.rollout, self.size)
+        scores = torch.arange(len(self.prompts), device=DEVICE) % 2
+        rewards = reft_ppo.token_rewards(scores, self.rollout.logprobs, self.rollout.ref_logprobs,
+                                         self.rollout.mask, 0.05)
+        advantages, self.rollout.returns = reft_ppo.compute_gae(
+            rewards, self.rollout.values, self.rollout.mask, 1.0, 1.0)
+        self.rollout.advantages = reft_ppo.whiten(advantages, self.rollout.mask)
+
+    def update(self):
+        count = len(self.prompts)
+        for minibatch in minibatches(count, min(128, count), 2, DEVICE):
+            for index in micro_batches(self.rollout, minibatch, self.size):
+                part = self.rollout.rows(index)
+                logprobs, values = reft_ppo.logprobs_and_values(self.policy, part)
+                loss = reft_ppo.policy_loss(logprobs, part.logprobs, part.advantages, part.mask,
+                                            0.2)
+                loss += reft_ppo.value_loss(values, part.values, part.returns, part.mask, 0.2)
+                (loss * len(index) / len(minibatch)).backward()
+            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+def flops_of(function):
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def updates(folder, args, examples, rate):
+    rows = []
+    for name, part, make in [("SFT, 32 solutions", examples[:32], update_of_sft),
+                             ("DPO, 16 pairs", examples[:16], update_of_dpo)]:
+        update = make(folder, args, part)
+        flops, seconds = flops_of(update), timed(update)
+        rows.append([name, f"{seconds:.3f}", f"{flops / seconds / 1e12:.2f}",
+                     f"{flops / seconds / rate:.0%}"])
+        del update
+    prompts, limit = [p for p, _ in examples], max(len(r) for _, r in examples)
+    step = Step(folder, args, prompts, limit)
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+    total = 0.0
+    for part in ["sample", "score", "update"]:
+        function = getattr(step, part)
+        seconds, flops = timed(function, 1), flops_of(function) if part == "update" else None
+        total += seconds
+        rows.append([f"PPO, {len(prompts)} rollouts: {part}", f"{seconds:.3f}", *(
+            [f"{flops / seconds / 1e12:.2f}", f"{flops / seconds / rate:.0%}"] if flops else
+            ["", ""])])
+    rows.append([f"PPO, {len(prompts)} rollouts: a step", f"{total:.3f}", "", ""])
+    print(table([f"--micro-batch-size {args.micro_batch_size}", "seconds", "TFLOP/s",
+                 "of matrix products"], rows))
+    if CUDA:
+        print(f"peak memory of the step: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+    print()
+
+
+# --- Memory ---
+
+
+def largest(folder, args, gigabytes, limit):
+    """The largest power of two of responses with which ReFT's update fits into so many GB, weights,
+    gradients, Adam's moments and the reference with it; 0 where not even one does."""
     total = torch.cuda.get_device_properties(0).total_memory
     if gigabytes * 10**9 > total:  # cards are sold by these gigabytes
         return "card too small"
     torch.cuda.set_per_process_memory_fraction(gigabytes * 10**9 / total)
     fits = 0
     try:
-        lm, _ = load_to_train(folder, args)
-        reference = load_to_train(folder, args)[0] if attempt is try_reft else None
-        optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-6)
-        for p in lm.parameters():
+        step = Step(folder, args, [], 0)
+        for p in step.policy.parameters():
             p.grad = torch.zeros_like(p)
-        optimizer.step()
+        step.optimizer.step()
         while fits < 1024:
-            attempt(lm, reference, optimizer, max(2, 2 * fits))
-            fits = max(2, 2 * fits)
-    except torch.cuda.OutOfMemoryError:
+            size = max(1, 2 * fits)
+            rollout = Rollout(*pad([([5] * 128, [6] * limit)] * size, DEVICE))
+            logprobs, values = reft_ppo.logprobs_and_values(step.policy, rollout)
+            (logprobs.mean() + values.mean()).backward()
+            fits = size
+    except torch.OutOfMemoryError:
         pass
     finally:
+        step = rollout = logprobs = values = None
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
     return fits
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", help="GSM8K's training file as released, with its test file beside")
     parser.add_argument("--tiny", action="store_true")
-    args = parser.parse_args()
-    shape, limit = (TINY, 24) if args.tiny else (QWEN, RESPONSE)
+    parser.add_argument("--micro-batch-size", type=int, default=16, help="[16]")
+    given = parser.parse_args(argv)
+    random.seed(0)
+    name = torch.cuda.get_device_name() if CUDA else "no GPU"
+    print(f"{name}, torch {torch.__version__}, transformers {transformers.__version__}\n")
+    count, limit = (8, 12) if given.tiny else (256, 200)
     with tempfile.TemporaryDirectory() as folder:
-        problems = load_problems(args.file, "train")
-        prompts = [format_prompt(question) for question in problems["question"]]
-        solutions = list(problems["cot"])
-        make_model(f"{folder}/model", prompts + solutions, shape)
-        pairs = [{"prompt": prompt, "chosen": own, "rejected": another} for prompt, own, another
-                 in zip(prompts, solutions, solutions[1:] + solutions[:1])]
-        Path(f"{folder}/pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-        shared = [f"--warmup={folder}/model", "--dtype=bfloat16", "--lr=1e-6"]
-
-        reft_ppo.main([*shared, f"--task={args.file}", "--limit=64", "--eval-limit=64",
-                       f"--max-new-tokens={limit}",
-                       "--steps=20", "--batch-size=64", "--minibatch-size=32",
-                       "--micro-batch-size=16", f"--out={folder}/reft"])
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()  # DPO's own
-        # 26 batches of 64 pairs; a tenth is held out
-        dpo.main([*shared, "--task=none", f"--pairs={folder}/pairs.jsonl", "--limit=1440",
-                  "--epochs=1", "--micro-batch-size=16", f"--out={folder}/dpo"])
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        print(f"\n{device}, torch {torch.__version__}")
-        report("ReFT", f"{folder}/reft")
-        report("DPO", f"{folder}/dpo")
-        if not torch.cuda.is_available():
-            return
-        for flags in [[], ["--gradient-checkpointing"]]:
-            own = reft_ppo.parse_args([*shared, *flags])
-            for name, attempt in [("ReFT", try_reft), ("DPO", try_dpo)]:
-                print(f"{name} {' '.join(flags)}: responses of {PROMPT} + {RESPONSE} tokens in an "
-                      "update that fit", ", ".join(
-                          f"{gb} GB: {largest(attempt, f'{folder}/model', own, gb)}"
-                          for gb in [16, 24, 80]))
+        make_model(folder, TINY if given.tiny else QWEN)
+        argv = ["--dtype=bfloat16", f"--device={DEVICE}",
+                f"--micro-batch-size={given.micro_batch_size}"]
+        args = reft_ppo.parse_args(argv)
+        examples = [(tokens(limit // 4, 3 * limit // 4), tokens(limit // 2, limit))
+                    for _ in range(count)]
+        rate = ceilings(256 if given.tiny else 8192)
+        sampling(folder, args, [p for p, _ in examples], limit)
+        updates(folder, args, examples, rate)
+        for flags in [[], ["--gradient-checkpointing"]] if CUDA else []:
+            args = reft_ppo.parse_args(argv + flags)
+            print(f"ReFT's update {' '.join(flags)}: responses of 128 + {2 * limit} tokens that "
+                  "fit", ", ".join(f"{gb} GB: {largest(folder, args, gb, 2 * limit)}"
+                                   for gb in [16, 24, 80]))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """A script that is killed at a given place: python -m tests.killed PLACE COUNT script.py [flags]
 
 At the COUNT-th time that it comes by PLACE the process ends by SIGKILL, which nothing can catch.
-And what a killed run is examined by.
+With "all" as PLACE, at each of KILLS, one after the other, resumed each time. And what a killed run
+is examined by.
 """
 
 import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -27,6 +30,13 @@ PLACES = {  # name: (module or class, function)
     "figure": (figures, "save"), "result": (files, "write_json"), "open": (files, "open_run"),
     "restore": (plumbing.run, "set_random_state"), "loading": (models, "load_model"),
     "sft": (sft, "sft_loss")}
+
+
+# In the warm-up, a rollout, an update, an evaluation, halfway through a checkpoint, a line, the best
+# model so far and the last, before a rename, right after the figure, before the result
+KILLS = [("sft", 5), ("open", 1), ("rollout", 4), ("saving", 2), ("restore", 1), ("update", 7),
+         ("rename", 2), ("logging", 2), ("evaluation", 1), ("best", 1), ("model", 1), ("figure", 1),
+         ("result", 1)]
 
 
 def die():
@@ -66,6 +76,21 @@ def hook(name, count):
     setattr(owner, function, counted)
 
 
+def kill_and_resume(argv):
+    """Of reft_ppo.py, at each of KILLS; and on to its end."""
+    out = Path(argv[-1].removeprefix("--out="))
+    for place, count in KILLS + [("loading", 1000)]:  # so often it never comes by the last
+        going_on = any(files.is_begun(folder) for folder in [out, out.parent / "warmup"])
+        done = subprocess.run([sys.executable, "-m", "tests.killed", place, str(count), *argv,
+                               *["--resume"] * going_on],
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == (0 if place == "loading" else -signal.SIGKILL), place
+        assert_nothing_is_half_written(out.parent)
+        if place in ["figure", "result"]:
+            assert not (out / "result.json").exists()
+            (out / "curves.png").unlink()  # it was there, and is drawn again
+
+
 def ended(out):
     """What a run leaves, but for times and memory: metrics, result, weights."""
     metrics = [{k: x for k, x in m.items() if k != "seconds"} for m in files.read_metrics(out)]
@@ -86,6 +111,9 @@ def assert_nothing_is_half_written(folder):
 
 if __name__ == "__main__":
     place, count, script, *argv = sys.argv[1:]
+    if place == "all":
+        kill_and_resume([script, *argv])
+        sys.exit()
     torch.set_num_threads(1)
     hook(place, int(count))
     importlib.import_module(script.removesuffix(".py")).main(argv)

@@ -1,7 +1,9 @@
 """Each kind of model through all three scripts; and what saves memory must not change the maths."""
+import contextlib
 import copy
 import itertools
 import json
+import sys
 
 import pytest
 import torch
@@ -16,8 +18,9 @@ from plumbing import models
 from plumbing.files import read_json, read_metrics
 from plumbing.models import checkpoint_layers, load_model, load_to_train, weights_of
 from plumbing.packing import pad
-from plumbing.sampling import encode_prompts
+from plumbing.sampling import encode_prompts, generate_ids
 from sft import sft_loss
+from tests import bench_gpu
 from tests.tiny import BOS, KINDS, byte_tokenizer, save_tiny, tiny_lm
 from verifier import format_prompt
 
@@ -130,9 +133,10 @@ def test_gradient_checkpointing_stops_where_the_model_has_no_layers_for_it(tmp_p
     assert "--gradient-checkpointing" in capsys.readouterr().err
 
 
-def test_cudnn_attends_to_nothing():
-    """On a GPU, where it is one of the ways that PyTorch may choose."""
+def test_what_pytorch_may_choose_on_a_gpu():
+    """Attention by cuDNN not; float32 products by TF32."""
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.matmul.allow_tf32
 
 
 def test_weights_of_copies_what_is_tied_once():
@@ -180,6 +184,35 @@ def test_bfloat16_of_a_copy_is_the_copys_own(tmp_path):
         assert not torch.equal(model(input_ids=ids).logits, before)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_under_bfloat16_samples_are_drawn_from_rounded_weights(kind, tmp_path):
+    """And from rounded keys and values; those that are learned are as they were, also where
+    sampling breaks off, and the next samples are of what they have become."""
+    model, _ = load_to_train(save_tiny(tmp_path / "m", kind), args_of("--dtype=bfloat16"))
+    seen = []
+
+    def look(module, args, kwargs):
+        seen.append([p.detach().clone() for p in module.parameters()])
+        cache = kwargs["past_key_values"]
+        assert len(seen) in (1, 4, 7) or cache.layers[0].keys.dtype == torch.bfloat16
+        if len(seen) == 8:
+            raise KeyboardInterrupt
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    learned = list(model.parameters())
+    for p in learned:
+        p.grad = torch.full_like(p, 0.1)
+    for calls in [3, 6, 8]:
+        before = [p.detach().clone() for p in learned]
+        places = [p.data_ptr() for p in learned]
+        with contextlib.suppress(KeyboardInterrupt):
+            generate_ids(model, [[2, 3, 4], [5, 6]], eos_id=-1, max_new_tokens=3)
+        assert len(seen) == calls
+        assert all(torch.equal(x, y.bfloat16()) for x, y in zip(seen[-1], before, strict=True))
+        assert all(torch.equal(p, x) for p, x in zip(learned, before))
+        assert [p.data_ptr() for p in learned] == places
+        torch.optim.AdamW(learned, lr=0.1).step()
+
+
 def test_load_model_in_bfloat16_holds_bfloat16(tmp_path):
     model, _ = load_model(save_tiny(tmp_path / "m"), "cpu", "bfloat16")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -199,3 +232,13 @@ def test_sft_main_micro_batches_give_the_batchs_gradient(tmp_path):
                        for m in read_metrics(tmp_path / str(size))] for size in [16, 5, 1])
     for parts in others:
         assert parts == [pytest.approx(m, rel=1e-4) for m in whole]
+
+
+def test_bench_gpu_runs_without_datasets(monkeypatch, capsys):
+    """A tiny shape on the CPU: all of it but what needs a GPU's memory."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    bench_gpu.main(["--tiny"])
+    printed = capsys.readouterr().out
+    assert all(f"| {name}" in printed for name in [
+        "generate_ids", "the same, static", "SFT", "DPO", "PPO, 8 rollouts: a step"])
+    assert "Error" not in printed

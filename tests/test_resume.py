@@ -16,7 +16,7 @@ import plumbing.run
 import reft_ppo
 import self_training
 import sft
-from plumbing import figures, files
+from plumbing import figures, files, sampling
 from plumbing.checkpoints import (best_model, catch_signals, checkpoints, random_state,
                                   save_checkpoint, set_random_state, set_seed)
 from plumbing.cli import HOME
@@ -58,6 +58,24 @@ def flags(name, given, out):
         "online": [f"--warmup={given['answers']}", "--mode=online", "--steps=10", "--lr=3e-2",
                    "--batch-size=24", "--minibatch-size=16", "--eval-every=3",
                    "--max-new-tokens=2"]}[name]
+
+
+@pytest.fixture(scope="module")
+def killed_argv(given):
+    return [f"--model={given['base']}", "--warmup-epochs=6", "--warmup-lr=1e-3", "--save-every=2",
+            *(flag for flag in flags("reft", given, "") if not flag.startswith(
+                ("--warmup", "--save-every", "--out")))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def killed(killed_argv, tmp_path_factory):
+    """Begun before this file's other tests, beside which it runs: the run that is killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    with subprocess.Popen([sys.executable, "-m", "tests.killed", "all", "0", "reft_ppo.py",
+                           *killed_argv, f"--out={folder}/reft"], cwd=HOME, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        yield folder, process
+        process.kill()
 
 
 def assert_same_end(one, other):
@@ -396,37 +414,6 @@ def test_the_tests_have_a_terminals_signals_whoever_started_them():
     assert done.stdout.split("\n")[:3] == ["[1, 1, 1]", "[0, 0, 0]", "[0, 0, 0]"], done.stderr
 
 
-KILLS = [("sft", 5), ("open", 1), ("rollout", 4), ("saving", 2), ("restore", 1), ("update", 7),
-         ("rename", 2), ("logging", 2), ("evaluation", 1), ("best", 1), ("model", 1),
-         ("figure", 1), ("result", 1)]
-
-
-def test_killed_at_any_moment(given, tmp_path, capfd):
-    """SIGKILL in the warm-up, a rollout, an update, an evaluation, halfway through a checkpoint, a
-    line, the best model so far and the last, before a rename, right after the figure, before the result: one run, resumed
-    each time, ends as an undisturbed one, with its figure and its summary."""
-    def argv(out):
-        return [f"--model={given['base']}", "--warmup-epochs=6", "--warmup-lr=1e-3",
-                *(flag for flag in flags("reft", given, out) if not flag.startswith("--warmup")),
-                "--save-every=2"]
-    reft_ppo.main(argv(tmp_path / "whole" / "reft"))
-    out = tmp_path / "killed" / "reft"
-    for place, count in KILLS + [("loading", 1000)]:  # so often it never comes by the last
-        going_on = any(files.is_begun(folder) for folder in [out, out.parent / "warmup"])
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.killed", place, str(count), "reft_ppo.py", *argv(out),
-             *["--resume"] * going_on], cwd=HOME, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        assert done.returncode == (0 if place == "loading" else -signal.SIGKILL), place
-        assert_nothing_is_half_written(out.parent)
-        if place in ["figure", "result"]:
-            assert not (out / "result.json").exists()
-            (out / "curves.png").unlink()  # it was there, and is drawn again
-    assert "points over its warm-up" in capfd.readouterr().out and (out / "curves.png").exists()
-    assert_same_end(out, tmp_path / "whole" / "reft")
-    assert_same_end(out.parent / "warmup", tmp_path / "whole" / "warmup")
-    assert not [path for path in out.parent.rglob("*.tmp")]
-
-
 # --- The disk ---
 
 
@@ -621,25 +608,70 @@ def test_approx_kl_by_hand():
         (1 - 0.6931472) / 2)
 
 
+def too_small_for(rows, function, count_of, times=10**6):
+    """`function`, that runs out of memory with more than so many rows, at most so many times."""
+    failed = []
+
+    def limited(*args, **kwargs):
+        if count_of(*args) > rows and len(failed) < times:
+            failed.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return function(*args, **kwargs)
+    return limited
+
+
+def test_out_of_memory_in_an_update_goes_on_in_smaller_micro_batches(given, tmp_path, monkeypatch,
+                                                                     capsys):
+    """Before the first checkpoint, so that the run is that of a smaller --micro-batch-size."""
+    argv = flags("reft", given, tmp_path / "small") + ["--micro-batch-size=2"]
+    reft_ppo.main(argv)
+    monkeypatch.setattr(reft_ppo, "logprobs_and_values", too_small_for(
+        2, reft_ppo.logprobs_and_values, lambda policy, rollout: len(rollout.ids)))
+    reft_ppo.main(flags("reft", given, tmp_path / "large") + ["--micro-batch-size=8"])
+    error = capsys.readouterr().err
+    assert [f"goes on with --micro-batch-size {size} in" in error for size in [4, 2, 1]] == [
+        True, True, False]
+    assert_same_end(tmp_path / "small", tmp_path / "large")
+
+
+def test_out_of_memory_in_sampling_goes_on_with_fewer_at_once(given, tmp_path, monkeypatch, capsys):
+    """In the fifth step, after a checkpoint at the fourth; and in a warm-up's evaluation."""
+    real, out = sampling.generate_batch, tmp_path / "reft"
+    def generate_batch(*args):  # by this name it is known
+        return limited(*args)
+    limited = too_small_for(4, real, lambda model, prompts, *rest: len(prompts), times=1)
+    begun = files.log_step
+    def then_fail(folder, metrics):
+        begun(folder, metrics)
+        if metrics["step"] == 4:
+            monkeypatch.setattr(sampling, "generate_batch", generate_batch)
+    monkeypatch.setattr(files, "log_step", then_fail)
+    reft_ppo.main(flags("reft", given, out) + ["--generate-batch-size=8"])
+    printed = capsys.readouterr()
+    assert printed.err.count("out of memory") == 1 and "after step 4" in printed.out
+    assert "goes on with --generate-batch-size 4 in place of 8" in printed.err
+    assert [m["step"] for m in files.read_metrics(out)] == list(range(1, 11))
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
-def test_out_of_memory_is_advice(error, given, tmp_path, monkeypatch, capsys):
+def test_out_of_memory_in_a_batch_of_one_is_advice(error, given, tmp_path, monkeypatch, capsys):
     def fail(*args, **kwargs):
         raise error
-    monkeypatch.setattr(reft_ppo, "generate_ids", fail)
+    monkeypatch.setattr(reft_ppo, "score_tokens", fail)
     with pytest.raises(SystemExit) as stopped:
-        reft_ppo.main(flags("reft", given, tmp_path / "reft"))
+        reft_ppo.main(flags("reft", given, tmp_path / "reft") + ["--micro-batch-size=2"])
     printed = capsys.readouterr().err
     assert stopped.value.code == 1 and "error: out of memory" in printed
     places = [printed.index(words) for words in [
-        "--micro-batch-size (now 128)", "--max-new-tokens (now 8)",
-        "--gradient-checkpointing (now False)", "--dtype (now float32)"]]
+        "--micro-batch-size 1 in place of 2", "--gradient-checkpointing (now False)",
+        "--max-new-tokens (now 8)", "--dtype (now float32)"]]
     assert places == sorted(places)
 
 
 def test_out_of_memory_on_the_cpu_is_known_too(given, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reft_ppo, "generate_ids", lambda *args, **kwargs: torch.empty(10**16))
+    monkeypatch.setattr(reft_ppo, "score_tokens", lambda *args: torch.empty(10**16))
     with pytest.raises(SystemExit) as stopped:
-        reft_ppo.main(flags("reft", given, tmp_path / "reft"))
+        reft_ppo.main(flags("reft", given, tmp_path / "reft") + ["--micro-batch-size=1"])
     assert stopped.value.code == 1 and "out of memory" in capsys.readouterr().err
 
 
@@ -649,3 +681,17 @@ def test_other_errors_are_not_taken_for_memory(given, tmp_path, monkeypatch):
     monkeypatch.setattr(reft_ppo, "generate_ids", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         reft_ppo.main(flags("reft", given, tmp_path / "reft"))
+
+
+def test_killed_at_any_moment(killed, killed_argv, tmp_path):
+    """One run, killed at each of KILLS and resumed each time, ends as an undisturbed one, with its
+    figure and its summary."""
+    whole = tmp_path / "reft"
+    reft_ppo.main([*killed_argv, f"--out={whole}"])
+    folder, process = killed
+    printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "points over its warm-up" in printed and (folder / "reft" / "curves.png").exists()
+    assert_same_end(folder / "reft", whole)
+    assert_same_end(folder / "warmup", tmp_path / "warmup")
+    assert not [path for path in folder.rglob("*.tmp")]

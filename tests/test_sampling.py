@@ -1,5 +1,8 @@
+import collections
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from plumbing.models import load_model
 from plumbing.packing import pad
@@ -13,6 +16,36 @@ def test_pad_mask_holds_the_first_eos_once_also_when_pad_is_eos():
     assert ids.tolist() == [[1, 5, 1, 7, 1, 0], [0, 0, 6, 8, 9, 3]]
     assert mask.tolist() == [[False, False, True, True, False], [False, False, True, True, True]]
     assert attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for whose result a host has to wait for its GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = collections.Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        by_mask = name.startswith("index") and isinstance(args[1], list | tuple) and any(
+            isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in args[1])
+        if by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select"):
+            self.count[name] += 1
+        return function(*args, **kwargs or {})
+
+
+def test_a_token_waits_for_the_gpu_twice():
+    """Once whether anyone is left; and once in transformers, whether the mask has zeros. Where rows
+    leave the batch, once more, for who stays."""
+    lm = tiny_lm()
+    with Waits() as waits:
+        generate_ids(lm, [[2, 3, 4], [5, 6]], eos_id=-1, max_new_tokens=20)
+    assert waits.count.keys() == {"_local_scalar_dense"}
+    assert waits.count["_local_scalar_dense"] <= 2 * 20 + 1
+    with Waits() as waits:
+        rows = generate_ids(lm, [[token] for token in range(12)], eos_id=1, max_new_tokens=20)
+    assert 1 <= waits.count.pop("nonzero") < len({len(row) for row in rows})
+    assert waits.count.keys() == {"_local_scalar_dense"}
 
 
 def one_by_one(lm, prompt, eos, limit):
