@@ -4,7 +4,6 @@ A checkpoint is written beside and renamed into place, so whatever kills the run
 whole. It holds tensors and plain values only, and is read as such: no pickled code is run.
 """
 
-import copy
 import gc
 import os
 import random
@@ -33,7 +32,7 @@ def guarded(train, args):
     before = len(at_end)
     while True:
         try:
-            return train(copy.copy(args))
+            return train(args)
         except KeyboardInterrupt:
             tqdm.write("interrupted" + f"; {GO_ON}" * hasattr(args, "resume"), file=sys.stderr)
             raise SystemExit(130)
@@ -41,7 +40,7 @@ def guarded(train, args):
             if not (isinstance(error, (MemoryError, torch.OutOfMemoryError))
                     or "can't allocate memory" in str(error)):
                 raise
-            args = with_less(args, error)
+            ask_for_less(args, error)
         except OSError as error:
             begun = hasattr(args, "resume") and files.is_begun(args.out)
             stop(f"{error.filename or args.out}: {error.strerror or error}" + (
@@ -54,13 +53,12 @@ def guarded(train, args):
         torch.cuda.empty_cache()
 
 
-def with_less(args, error):
-    """The flags with half of the batch for which memory was too small, to go on from the last
-    checkpoint; stops with advice where that is a batch of one."""
+def ask_for_less(args, error):
+    """Halve the batch for which memory was too small; stops with advice where that is one."""
     sampling = any(frame.name == "generate_batch"
                    for frame in traceback.extract_tb(error.__traceback__))
     name = "generate_batch_size" if sampling else "micro_batch_size"
-    size, less = getattr(args, name, 1), copy.copy(args)
+    size = getattr(args, name, 1)
     if size == 1:
         changes = {"gradient_checkpointing": "", "max_new_tokens": "a smaller",
                    "dtype": "bfloat16 as"}
@@ -68,12 +66,9 @@ def with_less(args, error):
                   for name, change in changes.items() if hasattr(args, name)]
         stop(f"out of memory, in a batch of one. Try, in this order, {', '.join(advice)}" + (
             ". With the first --resume goes on" * hasattr(args, "resume")), code=1)
-    setattr(less, name, size // 2)
-    if hasattr(args, "resume"):
-        less.resume, less.overwrite = files.is_begun(args.out), False
+    setattr(args, name, size // 2)
     tqdm.write(f"warning: out of memory: goes on with {as_flag(name)} {size // 2} in place of "
                f"{size}", file=sys.stderr)
-    return less
 
 
 def lock(out: str):

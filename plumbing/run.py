@@ -69,6 +69,7 @@ class Run:
         vars(self).update(values)
         if not saved:
             files.open_run(self.out, vars(self.args), effective_batch)
+            self.args.resume = True  # if it has to go on with less memory: see guarded
             if from_start is not None:
                 self.first = self.evaluate()
             if from_start:

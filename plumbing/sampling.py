@@ -134,7 +134,7 @@ def generate_batch(model, prompts, eos_id, max_new_tokens, temperature, generato
             token = logits.argmax(-1)
         else:
             token = sample((logits / temperature).softmax(-1), generator)
-        responses[rows, t] = torch.where(alive, token, eos_id)
+        responses[rows, t] = token  # what follows an EOS is cut off
         alive &= token != eos_id
         left = alive.sum().item()  # all else that a token takes, a GPU need not be waited for
         if not left:

@@ -635,7 +635,7 @@ def test_out_of_memory_in_an_update_goes_on_in_smaller_micro_batches(given, tmp_
 
 
 def test_out_of_memory_in_sampling_goes_on_with_fewer_at_once(given, tmp_path, monkeypatch, capsys):
-    """In the fifth step, after a checkpoint at the fourth; and in a warm-up's evaluation."""
+    """In the fifth step, after a checkpoint at the fourth; --overwrite does not begin again."""
     real, out = sampling.generate_batch, tmp_path / "reft"
     def generate_batch(*args):  # by this name it is known
         return limited(*args)
@@ -646,11 +646,38 @@ def test_out_of_memory_in_sampling_goes_on_with_fewer_at_once(given, tmp_path, m
         if metrics["step"] == 4:
             monkeypatch.setattr(sampling, "generate_batch", generate_batch)
     monkeypatch.setattr(files, "log_step", then_fail)
-    reft_ppo.main(flags("reft", given, out) + ["--generate-batch-size=8"])
+    reft_ppo.main(flags("reft", given, out) + ["--generate-batch-size=8", "--overwrite"])
     printed = capsys.readouterr()
     assert printed.err.count("out of memory") == 1 and "after step 4" in printed.out
     assert "goes on with --generate-batch-size 4 in place of 8" in printed.err
     assert [m["step"] for m in files.read_metrics(out)] == list(range(1, 11))
+
+
+def test_out_of_memory_in_the_first_evaluation_begins_again_with_overwrite_too(
+        given, tmp_path, monkeypatch, capsys):
+    """There is an older run of other settings: it is replaced, once."""
+    out = tmp_path / "reft"
+    sft.main(flags("sft", given, out) + ["--epochs=1"])
+    real = sampling.generate_batch
+    def generate_batch(*args):
+        return limited(*args)
+    limited = too_small_for(4, real, lambda model, prompts, *rest: len(prompts), times=1)
+    monkeypatch.setattr(sampling, "generate_batch", generate_batch)
+    reft_ppo.main(flags("reft", given, out) + ["--overwrite"])
+    assert "--generate-batch-size 128 in place of 256" in capsys.readouterr().err
+    assert len(files.read_metrics(out)) == 10
+
+
+def test_out_of_memory_before_the_run_begins_touches_no_older_one(given, tmp_path, monkeypatch,
+                                                                  capsys):
+    out = tmp_path / "reft"
+    sft.main(flags("sft", given, out) + ["--epochs=1"])
+    before = ended(out)
+    monkeypatch.setattr(reft_ppo, "check_room", too_small_for(0, None, lambda *args: 1))
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main(flags("reft", given, out) + ["--overwrite", "--micro-batch-size=2"])
+    assert stopped.value.code == 1 and "in a batch of one" in capsys.readouterr().err
+    assert str(ended(out)) == str(before)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])

@@ -4,6 +4,7 @@ import time
 import pytest
 import torch
 
+import plumbing.run
 import sft
 from plumbing.checkpoints import best_model
 from plumbing.models import load_model
@@ -52,18 +53,19 @@ def test_evaluate_keeps_the_first_of_the_best(run):
         "best-000000", "best-000001", "best-000004"]
 
 
-def test_time_to_save(run, monkeypatch):
-    """Every fourth step; or after the step in which a minute and a half have passed."""
-    clock, run.saved = [1000.0], 1000.0
+@pytest.mark.parametrize("every, steps", [(4, [4, 8, 12, 13]), ("1.5m", [5, 10, 13])])
+def test_checkpoints_are_written_where_it_is_time(every, steps, run, monkeypatch):
+    """Every fourth step; or after the step by which a minute and a half have passed, at 20 seconds
+    a step; and after the last."""
+    clock, saved = [1000.0], []
     monkeypatch.setattr(time, "time", lambda: clock[0])
-    for every, steps in [(4, [4, 8, 12]), ("1.5m", [5, 10])]:  # a step takes 20 seconds
-        run.args.save_every, due = every, []
-        for run.step in range(1, 13):
-            clock[0] += 20
-            if run.time_to_save():
-                run.saved = clock[0]
-                due.append(run.step)
-        assert due == steps
+    monkeypatch.setattr(plumbing.run, "save_checkpoint",
+                        lambda out, step, content, keep: saved.append(step))
+    vars(run).update(step=0, total=13, parts=[], values=[], random=None, saved=1000.0)
+    run.args.save_every = every
+    for _ in run.steps():
+        clock[0] += 20
+    assert saved == steps
 
 
 def a_gradient(x, y, **optimizer):

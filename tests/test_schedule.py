@@ -1,13 +1,14 @@
-"""The learning rate: its formula, and what real runs log of it."""
+"""The optimizer, and its learning rate: the formula, and what real runs log of it."""
 import json
 
 import pytest
+import torch
 
 import dpo
 import reft_ppo
 import sft
 from plumbing.files import read_metrics
-from plumbing.schedule import lr_factor
+from plumbing.schedule import adamw, lr_factor
 from tests.tiny import save_tiny
 
 
@@ -44,3 +45,15 @@ def test_main_logs_the_learning_rate_of_each_step(main, flags, expected, tmp_pat
           "--device=cpu", f"--out={tmp_path / 'run'}"])
     logged = [m["lr"] for m in read_metrics(tmp_path / "run") if m["step"]]
     assert logged == pytest.approx([2e-5 * factor for factor in expected], rel=1e-5)
+
+
+def test_adamw_moves_no_weight_that_has_no_gradient():
+    """As weight decay would."""
+    model = torch.nn.Linear(2, 1)
+    before = [p.clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    adamw(model, 0.1).step()
+    assert all(torch.equal(p, x) for p, x in zip(model.parameters(), before))
+    adamw(model, 0.1, weight_decay=0.5).step()
+    assert torch.allclose(model.weight, 0.95 * before[0])
