@@ -24,6 +24,7 @@ from plumbing.cli import as_flag, stop
 
 GO_ON = "the same command with --resume goes on from the last checkpoint"
 at_end = []  # functions that `guarded` calls when it is left
+caught = []  # signals that asked the run to stop
 
 
 def guarded(train, args):
@@ -37,9 +38,11 @@ def guarded(train, args):
             tqdm.write("interrupted" + f"; {GO_ON}" * hasattr(args, "resume"), file=sys.stderr)
             raise SystemExit(130)
         except (MemoryError, RuntimeError) as error:  # PyTorch's own are RuntimeErrors
-            if not (isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if not (isinstance(error, MemoryError) or "out of memory" in str(error)
                     or "can't allocate memory" in str(error)):
                 raise
+            if caught:  # asked to stop after this step, which has no end
+                raise SystemExit(128 + caught[0])
             ask_for_less(args, error)
         except OSError as error:
             begun = hasattr(args, "resume") and files.is_begun(args.out)
@@ -54,18 +57,24 @@ def guarded(train, args):
 
 
 def ask_for_less(args, error):
-    """Halve the batch for which memory was too small; stops with advice where that is one."""
-    sampling = any(frame.name == "generate_batch"
-                   for frame in traceback.extract_tb(error.__traceback__))
-    name = "generate_batch_size" if sampling else "micro_batch_size"
+    """Halve the batch for which memory was too small; stops with advice where that is one, or where
+    no batch is to blame."""
+    frames = traceback.extract_tb(error.__traceback__)
+    names = {frame.name for frame in frames}
+    if names & {"load_model", "deepcopy", "sampling_weights"} or any(
+            Path(frame.filename).parts[-3:-1] == ("torch", "optim") for frame in frames):
+        stop("out of memory for the model, a copy of it or Adam's moments, whatever the batch; take "
+             "a smaller --model or a larger device", code=1)
+    name = "generate_batch_size" if "generate_batch" in names else "micro_batch_size"
     size = getattr(args, name, 1)
     if size == 1:
-        changes = {"gradient_checkpointing": "", "max_new_tokens": "a smaller",
-                   "dtype": "bfloat16 as"}
-        advice = [f"{change} {as_flag(name)} (now {getattr(args, name)})".strip()
-                  for name, change in changes.items() if hasattr(args, name)]
-        stop(f"out of memory, in a batch of one. Try, in this order, {', '.join(advice)}" + (
-            ". With the first --resume goes on" * hasattr(args, "resume")), code=1)
+        advice = [words for flag, usual, words in [
+            ("gradient_checkpointing", False, "--gradient-checkpointing, and --resume to go on"),
+            ("dtype", "float32", "--dtype bfloat16"),
+            ("max_new_tokens", None, "a smaller --max-new-tokens")]
+            if usual in (None, getattr(args, flag, ""))]
+        stop(f"out of memory with {as_flag(name)} {size}. Try, in this order, "
+             f"{'; '.join(advice)}; a smaller model", code=1)
     setattr(args, name, size // 2)
     tqdm.write(f"warning: out of memory: goes on with {as_flag(name)} {size // 2} in place of "
                f"{size}", file=sys.stderr)
@@ -100,6 +109,10 @@ def best_model(out, step) -> Path:
     return Path(out) / "checkpoint" / f"best-{step:06d}"
 
 
+def best_models(out) -> list[Path]:
+    return sorted((Path(out) / "checkpoint").glob("best-??????"))
+
+
 def save_checkpoint(out, step, content: dict, keep=2):
     """Write step-<step>.pt with `content` and the state of all random generators; the newest `keep`
     stay, and of the best models those that were the best by then. Raises: OSError or RuntimeError
@@ -118,8 +131,8 @@ def save_checkpoint(out, step, content: dict, keep=2):
         fail(out, f"{path} could not be written ({reason}). Mend that and go on with --resume")
     for old in checkpoints(out)[:-keep]:
         old.unlink()
-    oldest = checkpoints(out)[0].stem[5:]
-    for old in sorted(x for x in path.parent.glob("best-??????") if x.name[5:] <= oldest)[:-1]:
+    oldest = int(checkpoints(out)[0].stem[5:])
+    for old in [path for path in best_models(out) if int(path.name[5:]) <= oldest][:-1]:
         shutil.rmtree(old)
 
 
@@ -143,6 +156,9 @@ def load_checkpoint(out, parts, names) -> dict | None:
             saved = torch.load(path, map_location="cpu", weights_only=True)
             if not names <= saved["values"].keys():
                 raise ValueError("of another program")
+            best = saved["values"].get("best")
+            if best and not best_model(out, best["step"]).exists():
+                raise ValueError("without its best model")
             for part, state in zip(parts, saved["parts"], strict=True):
                 load = getattr(part, "load_state_dict", None) or part.set_state
                 load(state)
@@ -156,6 +172,9 @@ def load_checkpoint(out, parts, names) -> dict | None:
             stop(f"--resume: {out}/metrics.jsonl does not hold each step up to {step} once; "
                  "restore it, or begin again with --overwrite")
         files.write_lines(out, "metrics.jsonl", logged)
+        for path in best_models(out):
+            if int(path.name[5:]) > step:  # the steps to come may find another
+                shutil.rmtree(path)
         for path in broken:
             tqdm.write(f"warning: {path} is broken, and passed over", file=sys.stderr)
         print(f"resuming {out} after step {step}")
@@ -170,7 +189,8 @@ def load_checkpoint(out, parts, names) -> dict | None:
 def catch_signals():
     """A list that the signals which ask to stop come into, and a function that ends this. The
     second of them stops at once."""
-    caught, usual = [], {}
+    usual = {}
+    caught.clear()
 
     def note(number, frame):
         if caught:
@@ -179,6 +199,7 @@ def catch_signals():
         tqdm.write("stopping after this step; again to stop at once", file=sys.stderr)
 
     def let_go():
+        caught.clear()
         while usual:
             signal.signal(*usual.popitem())
 

@@ -133,8 +133,8 @@ def make_parser(description: str, out: str, trains=True) -> Parser:
                             help="replace the run that is in --out, whatever its settings")
     flags = parser.add_argument_group("memory: what a large model needs on a small device")
     flags.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"],
-                       help="of matrix products; in training the weights stay float32, since steps "
-                       "of 1e-6 vanish in bfloat16")
+                       help="of matrix products, float32 on CUDA as TF32; in training the weights "
+                       "stay float32, since steps of 1e-6 vanish in bfloat16")
     flags.add_argument("--micro-batch-size", type=number(int, 1), default=128,
                        help="responses at once in an update; the gradient is the whole batch's. A run "
                        "halves this and the next by itself where memory does not suffice")

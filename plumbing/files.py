@@ -45,7 +45,7 @@ def claim(args):
         stop(f"--out {out}: is no folder's name ({error}); choose another")
     for name in SOURCES:
         source = Path(flags.get(name) or HOME).resolve()
-        if source in replaced or (name in ("model", "warmup") and source == out.resolve()):
+        if replaced & {source, *source.parents} or (name in ("model", "warmup") and source == out.resolve()):
             stop(f"--out {out}: --{name} is there, and would be overwritten; choose another folder")
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         stop(f"--out {out}: cannot write there; choose another folder")
@@ -246,5 +246,9 @@ def read_metrics(out: str) -> list[dict]:
 
 
 def flags_of(path) -> dict:
-    """The flags that a finished run was made with; {} for a mere model."""
+    """The flags that a finished run was made with, or one whose best model so far this is; {} for a
+    mere model."""
+    path = Path(path)
+    if path.parent.name == "checkpoint" and (path.parents[1] / "config.json").exists():
+        return flags_in(path.parents[1])
     return flags_in(path) if is_run(path) else {}

@@ -144,9 +144,10 @@ def save_model(folder: Path, model, tokenizer):
     try:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
-        for path in beside.iterdir():
-            with open(path) as file:
-                os.fsync(file.fileno())
+        for path in beside.rglob("*"):
+            if path.is_file():
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise OSError(0, getattr(error, "strerror", None) or str(error), str(folder))

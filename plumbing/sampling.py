@@ -91,7 +91,8 @@ def generate_ids(model, prompts, eos_id, max_new_tokens, temperature=0.0, genera
     Args:
         prompts: list of lists of token ids. Padded on the left; the padding is never attended to.
         batch_size: how many at once [all].
-        temperature: 0 is greedy; otherwise no top-k and no top-p: samples follow the model exactly.
+        temperature: 0 is greedy; otherwise no top-k and no top-p: samples follow the model exactly,
+            one trained in bfloat16 to the rounding of sampling_weights.
         generator: a torch.Generator on the model's device.
     Returns: a list of lists of token ids. A response that ended holds its EOS, one cut off none.
     """

@@ -338,14 +338,15 @@ def test_main_shuffles_the_pairs_anew_each_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--model", "--warmup"])
-def test_main_does_not_write_over_what_it_starts_from(tmp_path, flag, capsys):
+@pytest.mark.parametrize("place", ["dpo", "dpo/model", "dpo/checkpoint/best-000004"])
+def test_main_does_not_write_over_what_it_starts_from(tmp_path, flag, place, capsys):
     pairs, out = write_pairs(tmp_path), tmp_path / "dpo"
-    save_tiny(out)
-    kept = sorted(path.name for path in out.iterdir())
+    save_tiny(tmp_path / place)
+    kept = sorted(out.rglob("*"))
     with pytest.raises(SystemExit) as stopped:
-        run(tmp_path, f"{flag}={out}", "--task=none", pairs)
+        run(tmp_path, f"{flag}={tmp_path / place}", "--task=none", "--overwrite", pairs)
     assert stopped.value.code == 2 and "would be overwritten" in capsys.readouterr().err
-    assert sorted(path.name for path in out.iterdir()) == kept
+    assert sorted(out.rglob("*")) == kept
 
 
 @pytest.mark.parametrize("scripted, best", [

@@ -16,7 +16,8 @@ import sft
 from eval import evaluate
 from plumbing import models
 from plumbing.files import read_json, read_metrics
-from plumbing.models import checkpoint_layers, load_model, load_to_train, weights_of
+from plumbing.models import (checkpoint_layers, load_model, load_to_train, save_model,
+                             weights_of)
 from plumbing.packing import pad
 from plumbing.sampling import encode_prompts, generate_ids
 from sft import sft_loss
@@ -211,6 +212,14 @@ def test_under_bfloat16_samples_are_drawn_from_rounded_weights(kind, tmp_path):
         assert all(torch.equal(p, x) for p, x in zip(learned, before))
         assert [p.data_ptr() for p in learned] == places
         torch.optim.AdamW(learned, lr=0.1).step()
+
+
+def test_save_model_takes_a_tokenizer_with_a_folder_of_templates(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}
+    save_model(tmp_path / "m", tiny_lm(vocab_size=300), tokenizer)
+    assert any(path.is_dir() for path in (tmp_path / "m").iterdir())
+    assert load_model(tmp_path / "m")[1].chat_template == tokenizer.chat_template
 
 
 def test_load_model_in_bfloat16_holds_bfloat16(tmp_path):

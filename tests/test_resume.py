@@ -17,8 +17,9 @@ import reft_ppo
 import self_training
 import sft
 from plumbing import figures, files, sampling
-from plumbing.checkpoints import (best_model, catch_signals, checkpoints, random_state,
-                                  save_checkpoint, set_random_state, set_seed)
+from plumbing.checkpoints import (best_model, best_models, catch_signals, checkpoints,
+                                  load_checkpoint, random_state, save_checkpoint, set_random_state,
+                                  set_seed)
 from plumbing.cli import HOME
 from plumbing.run import Run
 from tests.killed import assert_nothing_is_half_written, ended
@@ -134,6 +135,14 @@ def test_interrupted_and_resumed_is_as_undisturbed(name, number, at, given, undi
 def test_the_newest_two_checkpoints_are_kept(undisturbed):
     assert [path.name for path in checkpoints(undisturbed["reft"])] == [
         "step-000008.pt", "step-000010.pt"]
+
+
+def test_the_best_model_so_far_is_asked_as_its_run_was(undisturbed):
+    """By eval.py: its task, style, lengths; no mere model's usual ones."""
+    for name, out in undisturbed.items():
+        best = best_model(out, files.read_json(out, "result.json")["best_step"])
+        assert files.flags_of(best) == files.flags_in(out) and "task" in files.flags_of(best)
+    assert files.flags_of(out / "model") == {}
 
 
 def test_the_best_model_of_each_checkpoint_that_is_kept_stays(tmp_path):
@@ -676,7 +685,7 @@ def test_out_of_memory_before_the_run_begins_touches_no_older_one(given, tmp_pat
     monkeypatch.setattr(reft_ppo, "check_room", too_small_for(0, None, lambda *args: 1))
     with pytest.raises(SystemExit) as stopped:
         reft_ppo.main(flags("reft", given, out) + ["--overwrite", "--micro-batch-size=2"])
-    assert stopped.value.code == 1 and "in a batch of one" in capsys.readouterr().err
+    assert stopped.value.code == 1 and "with --micro-batch-size 1" in capsys.readouterr().err
     assert str(ended(out)) == str(before)
 
 
@@ -690,16 +699,62 @@ def test_out_of_memory_in_a_batch_of_one_is_advice(error, given, tmp_path, monke
     printed = capsys.readouterr().err
     assert stopped.value.code == 1 and "error: out of memory" in printed
     places = [printed.index(words) for words in [
-        "--micro-batch-size 1 in place of 2", "--gradient-checkpointing (now False)",
-        "--max-new-tokens (now 8)", "--dtype (now float32)"]]
+        "--micro-batch-size 1 in place of 2", "error: out of memory with --micro-batch-size 1",
+        "--gradient-checkpointing", "--dtype bfloat16", "--max-new-tokens"]]
     assert places == sorted(places)
 
 
-def test_out_of_memory_on_the_cpu_is_known_too(given, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reft_ppo, "score_tokens", lambda *args: torch.empty(10**16))
+def mps(*args):
+    raise RuntimeError("MPS backend out of memory")
+
+
+@pytest.mark.parametrize("fail", [lambda *args: torch.empty(10**16), mps])
+def test_out_of_memory_of_other_devices_is_known_too(fail, given, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reft_ppo, "score_tokens", fail)
     with pytest.raises(SystemExit) as stopped:
         reft_ppo.main(flags("reft", given, tmp_path / "reft") + ["--micro-batch-size=1"])
     assert stopped.value.code == 1 and "out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("owner, name", [
+    (torch.nn.Parameter, "__deepcopy__"), (torch.optim.Adam, "_init_group"),
+    (torch.Tensor, "bfloat16")])
+def test_out_of_memory_for_what_no_batch_makes_smaller_stops_at_once(owner, name, given, tmp_path,
+                                                                     monkeypatch, capsys):
+    """The reference, Adam's moments, the weights that are sampled from."""
+    monkeypatch.setattr(owner, name, too_small_for(0, None, lambda *args: 1))
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main(flags("reft", given, tmp_path / "reft") + ["--dtype=bfloat16"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and "whatever the batch" in error and "goes on" not in error
+
+
+def test_asked_to_stop_and_out_of_memory_it_stops(given, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "reft"
+    def fail(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    monkeypatch.setattr(reft_ppo, "score_tokens", fail)
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main(flags("reft", given, out))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert "goes on" not in capsys.readouterr().err
+
+
+def test_a_best_model_of_steps_that_are_taken_anew_goes_with_them(tmp_path):
+    """Checkpoint after step 4, whose best is step 2's; step 6 had a better one, and was lost. Taken
+    anew, it need not be better; and without its best model no checkpoint is whole."""
+    (tmp_path / "metrics.jsonl").write_text("".join(
+        f'{{"step": {step}}}\n' for step in range(1, 8)))
+    for step in [2, 6]:
+        best_model(tmp_path, step).mkdir(parents=True)
+    content = {"parts": [], "values": {"best": {"step": 2}}}
+    save_checkpoint(tmp_path, 4, content)
+    assert load_checkpoint(tmp_path, [], {"best"})["step"] == 4
+    assert [path.name for path in best_models(tmp_path)] == ["best-000002"]
+    best_model(tmp_path, 2).rmdir()
+    with pytest.raises(SystemExit):
+        load_checkpoint(tmp_path, [], {"best"})
 
 
 def test_other_errors_are_not_taken_for_memory(given, tmp_path, monkeypatch):
