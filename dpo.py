@@ -1,9 +1,9 @@
 """DPO: preference pairs instead of a reward, and the other losses that its paper compares it with.
 
-    python dpo.py                                   # the embedded task, minutes on a laptop's CPU
-    python dpo.py --loss ipo --beta 0.3             # the same pairs, another loss
-    python dpo.py --pairs pairs.jsonl               # your own pairs: prompt, chosen, rejected
-    python dpo.py --task none --pairs Anthropic/hh-rlhf --model gpt2 --lr 1e-6
+    python dpo.py                                        # the embedded task, in minutes
+    python dpo.py --loss ipo --beta 0.3 --out out/ipo    # the same pairs, another loss
+    python dpo.py --pairs pairs.jsonl --out out/mine     # yours: prompt, chosen, rejected
+    python dpo.py --task none --pairs Anthropic/hh-rlhf --model gpt2 --lr 1e-6 --out out/hh/dpo
 
 Papers: DPO (Rafailov et al., arXiv 2305.18290v3), IPO (2310.12036), label smoothing ("conservative
 DPO", Mitchell 2023), the SFT term (2404.19733).

@@ -1,7 +1,7 @@
 """Measure a model; compare finished runs in tables and figures.
 
     python eval.py out/warmup out/sft out/reft out/dpo        # all of it in out/compare
-    python eval.py data/base_model --split dev --samples 0    # any model; greedy accuracy only
+    python eval.py data/base_model --samples 0 --out out/base # any model; greedy accuracy only
     python eval.py out/warmup --rerank out/reward_model       # the best of n, and weighted votes
     python eval.py --rescore out/compare/generations/0-warmup.jsonl
 
@@ -12,6 +12,7 @@ pass@k, maj@k and its KL to the warm-up model. Runs that differ in their seed al
 import plumbing.threads  # noqa: F401 (before torch)
 
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -204,6 +205,9 @@ def check(folders, args):
     what_to_measure}."""
     if not folders:
         stop("nothing to evaluate; name runs or models: python eval.py out/warmup out/reft")
+    for run, other in itertools.combinations(folders, 2):
+        if Path(run).resolve() == Path(other).resolve():
+            stop(f"{run} and {other} are the same run; name it once")
     for run in folders:
         if run.startswith(("./", "../", "/", "out/")) and not Path(run).exists():
             stop(f"there is no folder {run}; name finished runs or models")

@@ -83,6 +83,7 @@ def roll_out(policy, reference, tokenizer, task, asked, flags, first=None):
 def ratios_after(policy, optimizer, rollout, flags):
     """pi / pi_old of the rollout's tokens after one epoch of updates: (batch, seq-1). The policy
     is another then."""
+    torch.manual_seed(flags.seed)  # of the minibatches' order
     for minibatch in minibatches(len(rollout.ids), flags.minibatch_size or 128, 1,
                                  rollout.ids.device):
         for index in micro_batches(rollout, minibatch, flags.micro_batch_size):
@@ -199,12 +200,12 @@ def explain_pair(run, args, flags):
 def parse_args(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=text, help="the folder of a run of reft_ppo.py or dpo.py")
-    parser.add_argument("--question", type=number(int, 1), default=1,
-                        help="of the training split, counted from 1")
+    parser.add_argument("--question", type=number(int, 1),
+                        help="of the training split, counted from 1; without it the first")
     parser.add_argument("--step", type=number(int, 0), default=None,
                         help="of the checkpoint that samples; 0: the warm-up; without it the last")
-    parser.add_argument("--pair", type=number(int, 1), default=1,
-                        help="of a DPO run, counted from 1")
+    parser.add_argument("--pair", type=number(int, 1),
+                        help="of a DPO run, counted from 1; without it the first")
     parser.add_argument("--html", type=text, metavar="FILE", help="write a page, too")
     parser.add_argument("--seed", type=number(int, 0, 2**32), default=0, help="of the samples")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
@@ -218,6 +219,10 @@ def main(argv=None):
                    if flag in own), None)
     if script is None:
         stop(f"{args.run}: no run of reft_ppo.py or dpo.py; name the folder of one")
+    other = "pair" if script is reft_ppo else "question"
+    if getattr(args, other):
+        stop(f"--{other}: {args.run} is a run of {script.__name__}.py, which has none")
+    args.question, args.pair = args.question or 1, args.pair or 1
     flags = argparse.Namespace(**vars(script.parse_args([])) | own | {
         "seed": args.seed, "device": args.device})
     explain = explain_rollout if script is reft_ppo else explain_pair

@@ -1,8 +1,8 @@
 """GRPO, RLOO and Dr. GRPO: several samples of a question are judged by one another; no value.
 
-    python grpo.py                                  # the embedded task, minutes on a laptop's CPU
-    python grpo.py --advantage rloo                 # leave-one-out, a response as one action
-    python grpo.py --advantage dr-grpo --kl-coef 0  # without GRPO's two biases, as in its paper
+    python grpo.py                                                # the embedded task, in minutes
+    python grpo.py --advantage rloo --out out/rloo                # leave-one-out
+    python grpo.py --advantage dr-grpo --kl-coef 0 --out out/dr   # without GRPO's two biases
 
 Papers: GRPO (DeepSeekMath, arXiv 2402.03300v3), RLOO (2402.14740), Dr. GRPO (2503.20783).
 Differs from the papers:

@@ -1,10 +1,10 @@
 """ReFT: SFT warm-up, then PPO with a rule as the reward. Algorithm 1 of the paper, top to bottom.
 
-    python reft_ppo.py                              # the embedded task, minutes on a laptop's CPU
-    python reft_ppo.py --cot program                # the same with Python programs as solutions
-    python reft_ppo.py --task my_task/              # your own problems: see docs/tasks.md
-    python reft_ppo.py --reward grader.json         # a grader in OpenAI's format: see graders.py
-    python reft_ppo.py --reward out/reward_model    # RLHF: a learned score in place of the rule
+    python reft_ppo.py                                             # the embedded task, in minutes
+    python reft_ppo.py --cot program --out out/program/reft        # Python programs as solutions
+    python reft_ppo.py --task my_task/ --out out/my_task/reft      # your own: see docs/tasks.md
+    python reft_ppo.py --reward grader.json --out out/graded       # OpenAI's format: graders.py
+    python reft_ppo.py --reward out/reward_model --out out/rlhf    # RLHF: a learned score
 
 Papers: ReFT (arXiv 2401.08967v3), PPO (1707.06347), GAE (1506.02438).
 Differs from the paper:

@@ -1,8 +1,8 @@
 """Self-training: sample solutions, keep those that the rule finds right, imitate them.
 
-    python self_training.py                           # offline: sample once, then SFT
-    python self_training.py --rounds 3 --samples 8    # each round samples from the one before
-    python self_training.py --mode online             # one sample to each question in every step
+    python self_training.py                                            # offline: once, then SFT
+    python self_training.py --rounds 3 --samples 8 --out out/rounds    # each from the one before
+    python self_training.py --mode online --out out/online             # a sample each, every step
 
 Papers: ReFT (arXiv 2401.08967v3), section 4, which is measured against the first and the last; in
 rounds it is expert iteration: STaR (2203.14465), ReST (2308.08998).

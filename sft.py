@@ -165,8 +165,8 @@ def warm_up(args) -> str:
         if not args.overwrite and files.is_run(folder):
             other = ", ".join(files.differences(folder, flags)[:3])
             stop(f"the warm-up beside --out, {folder}, has other settings: {other}. Choose an "
-                 "--out in another folder, or add --overwrite, which replaces the warm-up of "
-                 "all runs there")
+                 "--out with a folder of its own in between, as out/another/reft, or add "
+                 "--overwrite, which replaces the warm-up of all runs there")
         print(f"warm-up: SFT for {args.warmup_epochs} epochs, in {folder}")
         main(argv + ["--overwrite"] * args.overwrite
              + ["--resume"] * (args.resume and files.is_begun(folder)))

@@ -30,7 +30,8 @@ def main(argv=None):
     try:
         run(args)
     except OSError as error:
-        stop(f"{error.filename}: cannot write there ({error.strerror}); choose another place", code=1)
+        stop(f"{error.filename}: cannot write there ({error.strerror}); choose another place",
+             code=1)
 
 
 def run(args):

@@ -119,7 +119,10 @@ def grade_bug(folder, name, mistake, curves, share, text):
         "metric and step": isinstance(step, int) and any(
             symptom[0] == metric and shows(symptom, curves[mistake.run], curves[mistake.name], step)
             for symptom in mistake.symptoms)}
-    lines += [f"{what}: {'right' if ok else 'not right'}" for what, ok in right.items()]
+    given = {"function": answer.get("function"), "cause": answer.get("cause"),
+             "metric and step": metric}
+    lines += [f"{what}: {'right' if ok else 'not right' if given[what] else 'not answered yet'}"
+              for what, ok in right.items()]
     return name, 2 * (share == 1) + sum(right.values()), 5, "\n".join(lines)
 
 

@@ -63,8 +63,8 @@ def ask_for_less(args, error):
     names = {frame.name for frame in frames}
     if names & {"load_model", "deepcopy", "sampling_weights"} or any(
             Path(frame.filename).parts[-3:-1] == ("torch", "optim") for frame in frames):
-        stop("out of memory for the model, a copy of it or Adam's moments, whatever the batch; take "
-             "a smaller --model or a larger device", code=1)
+        stop("out of memory for the model, a copy of it or Adam's moments, whatever the batch; "
+             "take a smaller --model or a larger device", code=1)
     name = "generate_batch_size" if "generate_batch" in names else "micro_batch_size"
     size = getattr(args, name, 1)
     if size == 1:

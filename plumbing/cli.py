@@ -119,7 +119,8 @@ def make_parser(description: str, out: str, trains=True) -> Parser:
                        help="the same seed gives the same numbers on the same CPU")
     flags.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
                        help="auto takes cuda, else mps, else cpu")
-    flags.add_argument("--out", type=text, default=out, help="the folder this run writes")
+    flags.add_argument("--out", type=text, default=out,
+                       help="the folder this run writes; one of other flags takes another")
     if trains:
         flags.add_argument("--save-every", type=steps_or_minutes, default=20, metavar="N",
                            help="steps between checkpoints, or minutes, as 10m; one more at Ctrl-C "
@@ -136,8 +137,8 @@ def make_parser(description: str, out: str, trains=True) -> Parser:
                        help="of matrix products, float32 on CUDA as TF32; in training the weights "
                        "stay float32, since steps of 1e-6 vanish in bfloat16")
     flags.add_argument("--micro-batch-size", type=number(int, 1), default=128,
-                       help="responses at once in an update; the gradient is the whole batch's. A run "
-                       "halves this and the next by itself where memory does not suffice")
+                       help="responses at once in an update; the gradient is the whole batch's. A "
+                       "run halves this and the next by itself where memory does not suffice")
     flags.add_argument("--generate-batch-size", type=number(int, 1), default=256,
                        help="responses sampled at once, in rollouts and in evaluations")
     if trains:

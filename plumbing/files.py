@@ -2,7 +2,7 @@
 
     out/<name>/config.json     every flag, versions, git commit
                metrics.jsonl   a line a step
-               checkpoint/     what --resume needs: see checkpoints.py
+               checkpoint/     what --resume needs, and the best model so far: see checkpoints.py
                model/          a Hugging Face folder
                result.json     written last: a folder that has one is a finished run
 """
@@ -45,7 +45,8 @@ def claim(args):
         stop(f"--out {out}: is no folder's name ({error}); choose another")
     for name in SOURCES:
         source = Path(flags.get(name) or HOME).resolve()
-        if replaced & {source, *source.parents} or (name in ("model", "warmup") and source == out.resolve()):
+        if replaced & {source, *source.parents} or (
+                name in ("model", "warmup") and source == out.resolve()):
             stop(f"--out {out}: --{name} is there, and would be overwritten; choose another folder")
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         stop(f"--out {out}: cannot write there; choose another folder")
@@ -138,18 +139,15 @@ def open_run(out: str, flags: dict, effective_batch: int | None = None):
     import datasets
     import transformers
     make_folder(out)
-    try:
-        for name in ["metrics.jsonl", "result.json"]:
-            (Path(out) / name).unlink(missing_ok=True)
-        for name in ["model", "checkpoint", "samples"]:
-            shutil.rmtree(Path(out) / name, ignore_errors=True)
-        write_json(out, "config.json", {
-            "flags": flags, "sources": sources(flags), "effective_batch": effective_batch,
-            "git_commit": git_commit(), "python": platform.python_version(),
-            "torch": torch.__version__, "transformers": transformers.__version__,
-            "datasets": datasets.__version__, "threads": torch.get_num_threads()})
-    except OSError as error:
-        stop(f"--out {out}: cannot write there ({error.strerror}); choose another folder")
+    for name in ["metrics.jsonl", "result.json"]:
+        (Path(out) / name).unlink(missing_ok=True)
+    for name in ["model", "checkpoint", "samples"]:
+        shutil.rmtree(Path(out) / name, ignore_errors=True)
+    write_json(out, "config.json", {
+        "flags": flags, "sources": sources(flags), "effective_batch": effective_batch,
+        "git_commit": git_commit(), "python": platform.python_version(),
+        "torch": torch.__version__, "transformers": transformers.__version__,
+        "datasets": datasets.__version__, "threads": torch.get_num_threads()})
 
 
 def git_commit() -> str | None:
@@ -246,9 +244,7 @@ def read_metrics(out: str) -> list[dict]:
 
 
 def flags_of(path) -> dict:
-    """The flags that a finished run was made with, or one whose best model so far this is; {} for a
-    mere model."""
-    path = Path(path)
-    if path.parent.name == "checkpoint" and (path.parents[1] / "config.json").exists():
-        return flags_in(path.parents[1])
+    """Those of a finished run, or of the one whose best model so far this is; {} of a mere model."""
+    if Path(path).parent.name == "checkpoint" and (Path(path).parents[1] / "config.json").exists():
+        return flags_in(Path(path).parents[1])
     return flags_in(path) if is_run(path) else {}

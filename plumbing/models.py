@@ -41,7 +41,9 @@ def load_model(path, device=None, dtype=None, head="causal LM"):
     if (Path(path) / "model").is_dir():
         path = str(Path(path) / "model")
     elif (Path(path) / "metrics.jsonl").exists():
-        stop(f"{path} is an unfinished run, and has no model yet; finish it with --resume")
+        best = [str(folder) for folder in sorted(Path(path).glob("checkpoint/best-??????"))[-1:]]
+        stop(f"{path} is an unfinished run, and has no model yet; finish it with --resume" + (
+            "".join(f", or name its best so far, {folder}" for folder in best)))
     if not Path(path).exists() and not os.environ.get("HF_HUB_OFFLINE"):
         tqdm.write(f"{path} is no folder here: looking for it on the hub", file=sys.stderr)
     try:
@@ -54,6 +56,9 @@ def load_model(path, device=None, dtype=None, head="causal LM"):
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         stop(f"{path}: no model could be loaded ({reason}); give a run's folder, a hub name, "
                   "or a folder with config.json, model.safetensors and a tokenizer")
+    heads = getattr(model.config, "architectures", None) or []
+    if head == "causal LM" and any("SequenceClassification" in name for name in heads):
+        stop(f"{path} is a reward model, which writes no text; name a causal LM")
     if head == "new" and hasattr(model, "score"):
         torch.nn.init.zeros_(model.score.weight)
         info["missing_keys"] = set(info["missing_keys"]) - {"score.weight"}

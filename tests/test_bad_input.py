@@ -19,7 +19,7 @@ import verifier
 from plumbing.cli import make_parser
 from plumbing.files import open_run
 from plumbing.sampling import check_room
-from tests.tiny import byte_tokenizer, save_answers, save_tiny, tiny_lm
+from tests.tiny import byte_tokenizer, save_answers, save_reward_model, save_tiny, tiny_lm
 
 SCRIPTS = {"sft": sft.main, "reft": reft_ppo.main, "grpo": grpo.main, "dpo": dpo.main,
            "eval": evaluation.main, "verifier": verifier.main, "self": self_training.main}
@@ -57,6 +57,10 @@ def mistakes(tmp_path_factory):
     write("dict_answer.jsonl", lines(GOOD, GOOD | {"answer": {"value": 2}}))
     write("word_answer.jsonl", lines(GOOD, GOOD | {"answer": "two apples"}))
     write("empty.jsonl", "")
+    write("halfway/metrics.jsonl", "")
+    for step in [1, 3]:
+        (here / f"halfway/checkpoint/best-00000{step}").mkdir(parents=True)
+    save_reward_model(here / "judge")
     write("one_row.jsonl", lines(GOOD))
     write("only/train.jsonl", lines(GOOD, GOOD | {"question": "1 + 2?"}))
     write("no_cot/train.jsonl", lines({"question": "1 + 1?", "answer": "2"}))
@@ -279,6 +283,10 @@ ROWS = [
     ("eval", ["model", "finished", *TASK], ["finished/metrics.jsonl is broken", "run again"]),
     ("eval", ["half_config", *TASK], ["half_config/config.json is broken", "run again"]),
     ("eval", ["unfinished", *TASK], ["unfinished is an unfinished run", "--resume"]),
+    ("sft", [*TASK, "--model=halfway"], [
+        "halfway is an unfinished run", "name its best so far, halfway/checkpoint/best-000003"]),
+    ("eval", ["model", "./model/", *TASK], ["model and ./model/ are the same", "once"]),
+    ("eval", ["judge", *TASK], ["judge is a reward model", "name a causal LM"]),
     ("eval", ["model", "./nope", *TASK], ["there is no folder ./nope"]),
     ("eval", ["model", *TASK, "--samples=-1"], ["--samples", "at least 0"]),
     ("eval", ["model", *TASK, "--split=validation"], ["--split", "validation", "dev"]),

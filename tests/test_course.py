@@ -395,6 +395,10 @@ def test_a_bug_is_graded_by_its_file_and_its_answer(tmp_path):
                   'function = "whiten"\ncause = "kl-sign"\nmetric = "lr"', "no toml"]
               if (path / "answer.toml").write_text(answer)]
     assert [points for _, points, _, _ in graded] == [1, 0, 3, 2]
+    assert "function: not right\ncause: right\nmetric and step: not right" in graded[0][3]
+    (path / "answer.toml").write_text(bugs.ANSWER)
+    *_, text = bugs.grade_bug(path, folder, mistake, json.loads(bugs.CURVES.read_text()), 0.5, "")
+    assert text.count("not answered yet") == 3
 
 
 def test_a_broken_file_tells_nothing_of_its_bug(tmp_path):

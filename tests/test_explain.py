@@ -24,7 +24,7 @@ def runs(tmp_path_factory):
     (here / "grader.json").write_text(json.dumps({"type": "python", "name": "even", "source": (
         "def grade(sample, item):\n    return float(len(sample['output_text']) % 2 == 0)")}))
     reft_ppo.main([*same, "--steps=3", "--batch-size=4", "--samples-per-question=2",
-                   "--lr=0.01", "--save-every=1", "--keep-checkpoints=3",
+                   "--minibatch-size=2", "--lr=0.01", "--save-every=1", "--keep-checkpoints=3",
                    f"--reward={here / 'grader.json'}", f"--out={here / 'reft'}"])
     pairs = [{"prompt": f"Say {i}", "chosen": "yes", "rejected": "no"} for i in range(40)]
     (here / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
@@ -86,7 +86,7 @@ def test_ratios_move_the_way_that_the_advantage_asks(runs):
     """One response, every A 1: its probability rises; every A -1: it falls."""
     for sign in [1.0, -1.0]:
         lm, _ = load_model(runs / "model", "cpu")
-        flags = argparse.Namespace(lr=1e-3, minibatch_size=None, micro_batch_size=8, vf_coef=0.0,
+        flags = argparse.Namespace(lr=1e-3, minibatch_size=None, micro_batch_size=8, vf_coef=0.0, seed=0,
                                    clip_eps=0.2, max_grad_norm=1.0)
         policy, optimizer = explain.policy_at(None, reft_ppo.PolicyWithValue(lm), flags)
         mask = torch.tensor([[False, True, True]])
@@ -95,6 +95,16 @@ def test_ratios_move_the_way_that_the_advantage_asks(runs):
         rollout.advantages, rollout.returns = sign * mask, torch.zeros(1, 3)
         ratios = explain.ratios_after(policy, optimizer, rollout, flags)
         assert sign * ratios[mask].log().sum() > 0
+
+
+def test_the_same_seed_prints_the_same(runs, capsys):
+    """The ratios, too, for which the rollout is learned from in some order."""
+    printed = []
+    for disturbed in [1, 2]:
+        torch.manual_seed(disturbed)
+        explain.main([str(runs / "reft"), "--question=2", "--device=cpu"])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
 
 
 def test_a_page_shows_one_response_at_every_checkpoint(runs, tmp_path, capsys):
@@ -140,7 +150,9 @@ def test_a_pairs_ledger_adds_up(runs, capsys):
     (["model"], ["model", "not a run's"]), (["nowhere"], ["nowhere", "no run of"]),
     (["reft", "--question=9"], ["--question 9", "has 8"]),
     (["reft", "--step=7"], ["--step 7", "0, 1, 2, 3"]),
-    (["dpo", "--pair=41"], ["--pair 41", "has 40"])])
+    (["dpo", "--pair=41"], ["--pair 41", "has 40"]),
+    (["dpo", "--question=2"], ["--question", "run of dpo.py"]),
+    (["reft", "--pair=2"], ["--pair", "run of reft_ppo.py"])])
 def test_mistakes_cost_one_sentence(runs, argv, words, capsys):
     with pytest.raises(SystemExit) as stopped:
         explain.main([str(runs / argv[0]), *argv[1:], "--device=cpu"])
