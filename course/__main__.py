@@ -42,7 +42,7 @@ def run(args):
         (HOME / "docs" / "first_hour.ipynb").write_text(notebook())
         return
     if args.assignment not in assignments():
-        stop(f"{args.what} {args.assignment or ''}: choose an assignment from "
+        stop(f"{' '.join(filter(None, [args.what, args.assignment]))}: choose an assignment from "
              f"{', '.join(assignments())}")
     if args.variant and variants()[args.variant][0] != args.assignment:
         stop(f"--variant {args.variant}: is of {variants()[args.variant][0]}")

@@ -44,6 +44,8 @@ def load_model(path, device=None, dtype=None, head="causal LM"):
         best = [str(folder) for folder in sorted(Path(path).glob("checkpoint/best-??????"))[-1:]]
         stop(f"{path} is an unfinished run, and has no model yet; finish it with --resume" + (
             "".join(f", or name its best so far, {folder}" for folder in best)))
+    if path.startswith(("./", "../", "/", "out/")) and not Path(path).exists():
+        stop(f"{path}: there is no such folder; name a finished run, or a model")
     if not Path(path).exists() and not os.environ.get("HF_HUB_OFFLINE"):
         tqdm.write(f"{path} is no folder here: looking for it on the hub", file=sys.stderr)
     try:

@@ -287,7 +287,7 @@ ROWS = [
         "halfway is an unfinished run", "name its best so far, halfway/checkpoint/best-000003"]),
     ("eval", ["model", "./model/", *TASK], ["model and ./model/ are the same", "once"]),
     ("eval", ["judge", *TASK], ["judge is a reward model", "name a causal LM"]),
-    ("eval", ["model", "./nope", *TASK], ["there is no folder ./nope"]),
+    ("eval", ["model", "./nope", *TASK], ["./nope: there is no such folder"]),
     ("eval", ["model", *TASK, "--samples=-1"], ["--samples", "at least 0"]),
     ("eval", ["model", *TASK, "--split=validation"], ["--split", "validation", "dev"]),
     ("eval", ["--rescore=missing.jsonl"], ["missing.jsonl", "generations"]),

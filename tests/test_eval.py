@@ -347,7 +347,7 @@ def test_main_finds_a_broken_model_before_it_measures_the_first(tmp_path, monkey
     (["--rescore", "README.md"], "not generations"), (["--rescore", "missing"], "not generations"),
     ([BASE, f"--rerank={BASE}", "--samples=0"], "--rerank chooses among"),
     ([BASE, f"--rerank={BASE}"], "it is no reward model"),
-    ([BASE, "--rerank=out/none"], "out/none: no model could be loaded")])
+    ([BASE, "--rerank=out/none"], "out/none: there is no such folder")])
 def test_main_bad_input_is_one_sentence(arguments, words, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, f"--out={tmp_path / 'compare'}"])

@@ -86,8 +86,8 @@ def test_ratios_move_the_way_that_the_advantage_asks(runs):
     """One response, every A 1: its probability rises; every A -1: it falls."""
     for sign in [1.0, -1.0]:
         lm, _ = load_model(runs / "model", "cpu")
-        flags = argparse.Namespace(lr=1e-3, minibatch_size=None, micro_batch_size=8, vf_coef=0.0, seed=0,
-                                   clip_eps=0.2, max_grad_norm=1.0)
+        flags = argparse.Namespace(lr=1e-3, minibatch_size=None, micro_batch_size=8, vf_coef=0.0,
+                                   seed=0, clip_eps=0.2, max_grad_norm=1.0)
         policy, optimizer = explain.policy_at(None, reft_ppo.PolicyWithValue(lm), flags)
         mask = torch.tensor([[False, True, True]])
         rollout = Rollout(torch.tensor([[5, 6, 7, 1]]), torch.ones(1, 4).long(), mask)

@@ -189,7 +189,7 @@ def test_load_reward_model_is_in_eval_mode_and_knows_its_objective(tmp_path):
 
 
 @pytest.mark.parametrize("what, words", [
-    ("causal LM", ["it is no reward model", "reward_model.py"]), ("missing", ["no model could"]),
+    ("causal LM", ["it is no reward model", "reward_model.py"]), ("missing", ["no such folder"]),
     ("two labels", ["no model could be loaded"]), ("unfinished", ["unfinished run", "--resume"])])
 def test_load_reward_model_of_something_else_is_one_sentence(what, words, tmp_path, capsys):
     folder = tmp_path / "rm"
