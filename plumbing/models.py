@@ -25,6 +25,22 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 torch.backends.cuda.matmul.allow_tf32 = True
 
 
+def place_of(path: str) -> str:
+    """A run's model, or what was named, a folder or a hub name; stops where a run has none yet, or
+    where a folder is missing."""
+    if (Path(path) / "model").is_dir():
+        return str(Path(path) / "model")
+    if (Path(path) / "metrics.jsonl").exists():
+        best = sorted(Path(path).glob("checkpoint/best-??????"))[-1:]
+        stop(f"{path} is an unfinished run, and has no model yet; finish it with --resume" +
+             "".join(f", or name its best so far, {folder}" for folder in best))
+    if path.startswith(("./", "../", "/", "out/")) and not Path(path).exists():
+        stop(f"{path}: there is no such folder; name a finished run, or a model")
+    if not Path(path).exists() and not os.environ.get("HF_HUB_OFFLINE"):
+        tqdm.write(f"{path} is no folder here: looking for it on the hub", file=sys.stderr)
+    return path
+
+
 def load_model(path, device=None, dtype=None, head="causal LM"):
     """A causal LM in eval mode and its tokenizer.
 
@@ -37,17 +53,7 @@ def load_model(path, device=None, dtype=None, head="causal LM"):
     """
     kind, options = ((transformers.AutoModelForCausalLM, {}) if head == "causal LM" else
                      (transformers.AutoModelForSequenceClassification, {"num_labels": 1}))
-    path = str(path)
-    if (Path(path) / "model").is_dir():
-        path = str(Path(path) / "model")
-    elif (Path(path) / "metrics.jsonl").exists():
-        best = [str(folder) for folder in sorted(Path(path).glob("checkpoint/best-??????"))[-1:]]
-        stop(f"{path} is an unfinished run, and has no model yet; finish it with --resume" + (
-            "".join(f", or name its best so far, {folder}" for folder in best)))
-    if path.startswith(("./", "../", "/", "out/")) and not Path(path).exists():
-        stop(f"{path}: there is no such folder; name a finished run, or a model")
-    if not Path(path).exists() and not os.environ.get("HF_HUB_OFFLINE"):
-        tqdm.write(f"{path} is no folder here: looking for it on the hub", file=sys.stderr)
+    path = place_of(str(path))
     try:
         safely = dict(trust_remote_code=False)  # a stranger's folder is data
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **safely)

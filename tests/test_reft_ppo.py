@@ -826,7 +826,7 @@ def test_main_with_a_learned_reward_and_a_value_network_resumes_bit_for_bit(tmp_
 
 
 @pytest.mark.parametrize("reward, words", [
-    ("model", "it is no reward model"), ("nowhere", "no model could be loaded")])
+    ("model", "it is no reward model"), ("nowhere", "there is no such folder")])
 def test_main_with_what_is_no_reward_model_is_one_sentence(tmp_path, capsys, reward, words):
     argv = rlhf(tmp_path, tmp_path / "out", f"--reward={tmp_path / reward}")
     with pytest.raises(SystemExit) as stopped:
