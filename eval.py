@@ -1,8 +1,8 @@
 """Measure a model; compare finished runs in tables and figures.
 
-    python eval.py out/warmup out/sft out/reft out/dpo        # all of it in out/compare
-    python eval.py data/base_model --samples 0 --out out/base # any model; greedy accuracy only
-    python eval.py out/warmup --rerank out/reward_model       # the best of n, and weighted votes
+    python eval.py out/warmup out/sft out/reft out/dpo         # all of it in out/compare
+    python eval.py data/base_model --samples 0 --out out/base  # any model; greedy accuracy only
+    python eval.py out/warmup --rerank out/reward_model        # the best of n, and weighted votes
     python eval.py --rescore out/compare/generations/0-warmup.jsonl
 
 Each model answers every problem greedily, for its accuracy, and --samples times at T = 1, for

@@ -22,7 +22,7 @@ import reft_ppo
 from graders import load_task
 from grpo import token_logprobs
 from plumbing import files
-from plumbing.checkpoints import checkpoints
+from plumbing.checkpoints import checkpoints, step_of
 from plumbing.cli import Parser, number, stop, text
 from plumbing.ledger import digits, show_token, write_page
 from plumbing.models import load_model
@@ -71,19 +71,31 @@ def roll_out(policy, reference, tokenizer, task, asked, flags, first=None):
                                                       responses)], device=lm.device)
     if task.learned:
         scores = reft_ppo.RunningScale()(scores)
+    credit(policy, reference, rollout, scores, flags)
+    return rollout, scores, responses[0]
+
+
+def credit(policy, reference, rollout, scores, flags):
+    """Steps 3 and 4: fill in the rest of the rollout."""
     reft_ppo.score_tokens(policy, reference, rollout, flags.micro_batch_size)
     rollout.rewards = reft_ppo.token_rewards(scores, rollout.logprobs, rollout.ref_logprobs,
                                              rollout.mask, flags.kl_coef)
     rollout.raw, rollout.returns = reft_ppo.compute_gae(rollout.rewards, rollout.values,
                                                         rollout.mask, flags.gamma, flags.lam)
     rollout.advantages = reft_ppo.whiten(rollout.raw, rollout.mask)
-    return rollout, scores, responses[0]
 
 
 def ratios_after(policy, optimizer, rollout, flags):
     """pi / pi_old of the rollout's tokens after one epoch of updates: (batch, seq-1). The policy
     is another then."""
     torch.manual_seed(flags.seed)  # of the minibatches' order
+    learn(policy, optimizer, rollout, flags)
+    with torch.no_grad():
+        return (reft_ppo.logprobs_and_values(policy, rollout)[0] - rollout.logprobs).exp()
+
+
+def learn(policy, optimizer, rollout, flags):
+    """Step 5: one epoch of updates."""
     for minibatch in minibatches(len(rollout.ids), flags.minibatch_size or 128, 1,
                                  rollout.ids.device):
         for index in micro_batches(rollout, minibatch, flags.micro_batch_size):
@@ -97,8 +109,6 @@ def ratios_after(policy, optimizer, rollout, flags):
         torch.nn.utils.clip_grad_norm_(policy.parameters(), flags.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-    with torch.no_grad():
-        return (reft_ppo.logprobs_and_values(policy, rollout)[0] - rollout.logprobs).exp()
 
 
 def ledger(tokenizer, rollout, ratios, clip_eps):
@@ -135,7 +145,7 @@ def show_rollout(run, step, question, rows, score, flags, count):
 
 
 def explain_rollout(run, args, flags):
-    paths = {0: None} | {int(path.stem[5:]): path for path in checkpoints(run)}
+    paths = {0: None} | {step_of(path): path for path in checkpoints(run)}
     step = max(paths) if args.step is None else args.step
     if step not in paths:
         stop(f"--step {step}: {run} has the steps {', '.join(map(str, paths))}")

@@ -100,8 +100,12 @@ def lock(out: str):
 def checkpoints(out) -> list[Path]:
     """The checkpoints in a run's folder, the newest last."""
     paths = (Path(out) / "checkpoint").glob("step-*.pt")
-    return sorted((path for path in paths if path.stem[5:].isdecimal()),
-                  key=lambda path: int(path.stem[5:]))
+    return sorted((path for path in paths if path.stem[5:].isdecimal()), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Of a checkpoint, step-000020.pt, or a best model, best-000020."""
+    return int(path.stem[5:])
 
 
 def best_model(out, step) -> Path:
@@ -110,6 +114,7 @@ def best_model(out, step) -> Path:
 
 
 def best_models(out) -> list[Path]:
+    """Those in a run's folder, the last found last."""
     return sorted((Path(out) / "checkpoint").glob("best-??????"))
 
 
@@ -131,8 +136,8 @@ def save_checkpoint(out, step, content: dict, keep=2):
         fail(out, f"{path} could not be written ({reason}). Mend that and go on with --resume")
     for old in checkpoints(out)[:-keep]:
         old.unlink()
-    oldest = int(checkpoints(out)[0].stem[5:])
-    for old in [path for path in best_models(out) if int(path.name[5:]) <= oldest][:-1]:
+    oldest = step_of(checkpoints(out)[0])
+    for old in [path for path in best_models(out) if step_of(path) <= oldest][:-1]:
         shutil.rmtree(old)
 
 
@@ -173,7 +178,7 @@ def load_checkpoint(out, parts, names) -> dict | None:
                  "restore it, or begin again with --overwrite")
         files.write_lines(out, "metrics.jsonl", logged)
         for path in best_models(out):
-            if int(path.name[5:]) > step:  # the steps to come may find another
+            if step_of(path) > step:  # the steps to come may find another
                 shutil.rmtree(path)
         for path in broken:
             tqdm.write(f"warning: {path} is broken, and passed over", file=sys.stderr)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from plumbing import packing
+from plumbing.checkpoints import best_models
 from plumbing.cli import stop
 
 transformers.logging.disable_progress_bar()  # saving 1 MB needs no bar of its own
@@ -31,9 +32,8 @@ def place_of(path: str) -> str:
     if (Path(path) / "model").is_dir():
         return str(Path(path) / "model")
     if (Path(path) / "metrics.jsonl").exists():
-        best = sorted(Path(path).glob("checkpoint/best-??????"))[-1:]
         stop(f"{path} is an unfinished run, and has no model yet; finish it with --resume" +
-             "".join(f", or name its best so far, {folder}" for folder in best))
+             "".join(f", or name its best so far, {folder}" for folder in best_models(path)[-1:]))
     if path.startswith(("./", "../", "/", "out/")) and not Path(path).exists():
         stop(f"{path}: there is no such folder; name a finished run, or a model")
     if not Path(path).exists() and not os.environ.get("HF_HUB_OFFLINE"):

@@ -59,7 +59,7 @@ class Run:
         self.total, self.measure = total, measure
         self.eval_every, self.shows, self.criterion = eval_every, shows, criterion
         values = dict(order=list(order), best=None, first={}, facts=facts or {})
-        self.step, self.random, self.values, self.saved = 0, None, values.keys(), time.time()
+        self.step, self.random, self.values, self.saved_at = 0, None, values.keys(), time.time()
         files.make_folder(self.out)
         lock(self.out)
         saved = load_checkpoint(self.out, parts, self.values) if self.args.resume else None
@@ -87,7 +87,7 @@ class Run:
                 yield step
                 self.bar.update()
                 if caught or self.time_to_save() or step == self.total:
-                    self.saved = time.time()
+                    self.saved_at = time.time()
                     save_checkpoint(self.out, step, {
                         "seconds": self.seconds(),
                         "parts": [part.state_dict() if hasattr(part, "state_dict") else
@@ -104,7 +104,7 @@ class Run:
     def time_to_save(self):
         every = self.args.save_every
         if isinstance(every, str):  # "10m"
-            return time.time() - self.saved >= 60 * float(every[:-1])
+            return time.time() - self.saved_at >= 60 * float(every[:-1])
         return self.step % every == 0
 
     def batch(self, size):

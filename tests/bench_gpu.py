@@ -22,10 +22,11 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 import dpo
+import explain
 import reft_ppo
 from plumbing.models import load_model, load_to_train
 from plumbing.packing import pad
-from plumbing.rollouts import Rollout, micro_batches, minibatches
+from plumbing.rollouts import Rollout
 from plumbing.sampling import generate_ids
 from plumbing.schedule import adamw
 from plumbing.tables import table
@@ -142,34 +143,19 @@ class Step:
         self.policy = reft_ppo.PolicyWithValue(lm)
         self.reference = reft_ppo.PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)
         self.optimizer, self.prompts, self.limit = adamw(self.policy, 1e-6), prompts, limit
-        self.size = args.micro_batch_size
+        self.args = args
 
     def sample(self):
         responses = generate_ids(self.policy.lm, self.prompts, -1, self.limit, temperature=1.0)
         self.rollout = Rollout(*pad(list(zip(self.prompts, responses)), DEVICE))
 
     def score(self):
-        reft_ppo.score_tokens(self.policy, self.reference, self.rollout, self.size)
         scores = torch.arange(len(self.prompts), device=DEVICE) % 2
-        rewards = reft_ppo.token_rewards(scores, self.rollout.logprobs, self.rollout.ref_logprobs,
-                                         self.rollout.mask, 0.05)
-        advantages, self.rollout.returns = reft_ppo.compute_gae(
-            rewards, self.rollout.values, self.rollout.mask, 1.0, 1.0)
-        self.rollout.advantages = reft_ppo.whiten(advantages, self.rollout.mask)
+        explain.credit(self.policy, self.reference, self.rollout, scores, self.args)
 
     def update(self):
-        count = len(self.prompts)
-        for minibatch in minibatches(count, min(128, count), 2, DEVICE):
-            for index in micro_batches(self.rollout, minibatch, self.size):
-                part = self.rollout.rows(index)
-                logprobs, values = reft_ppo.logprobs_and_values(self.policy, part)
-                loss = reft_ppo.policy_loss(logprobs, part.logprobs, part.advantages, part.mask,
-                                            0.2)
-                loss += reft_ppo.value_loss(values, part.values, part.returns, part.mask, 0.2)
-                (loss * len(index) / len(minibatch)).backward()
-            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        for _ in range(self.args.ppo_epochs):
+            explain.learn(self.policy, self.optimizer, self.rollout, self.args)
 
 
 def flops_of(function):

@@ -36,6 +36,7 @@ from plumbing.models import load_model  # noqa: E402
 from plumbing.packing import pad  # noqa: E402
 from plumbing.sampling import generate_rows  # noqa: E402
 from plumbing.tables import table  # noqa: E402
+from tests.bench_gpu import timed  # noqa: E402
 from verifier import Task, format_prompt, load_problems, reward_func  # noqa: E402
 
 try:
@@ -183,15 +184,6 @@ def growth(problems):
                      f"{counter.get_total_flops() / seconds / peak:.0%}"])
     print(table(["hidden size", "parameters", "tokens a second", "GFLOP/s",
                       f"of {peak / 1e9:,.0f}, a matrix product's"], rows))
-
-
-def timed(function, count):
-    """Seconds a call, after a first one."""
-    function()
-    start = time.time()
-    for _ in range(count):
-        function()
-    return (time.time() - start) / count
 
 
 def main():

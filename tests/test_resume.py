@@ -629,6 +629,14 @@ def too_small_for(rows, function, count_of, times=10**6):
     return limited
 
 
+def once_too_small_for(prompts):
+    limited = too_small_for(prompts, sampling.generate_batch,
+                            lambda model, batch, *rest: len(batch), times=1)
+    def generate_batch(*args):  # by this name it is known
+        return limited(*args)
+    return generate_batch
+
+
 def test_out_of_memory_in_an_update_goes_on_in_smaller_micro_batches(given, tmp_path, monkeypatch,
                                                                      capsys):
     """Before the first checkpoint, so that the run is that of a smaller --micro-batch-size."""
@@ -645,15 +653,11 @@ def test_out_of_memory_in_an_update_goes_on_in_smaller_micro_batches(given, tmp_
 
 def test_out_of_memory_in_sampling_goes_on_with_fewer_at_once(given, tmp_path, monkeypatch, capsys):
     """In the fifth step, after a checkpoint at the fourth; --overwrite does not begin again."""
-    real, out = sampling.generate_batch, tmp_path / "reft"
-    def generate_batch(*args):  # by this name it is known
-        return limited(*args)
-    limited = too_small_for(4, real, lambda model, prompts, *rest: len(prompts), times=1)
-    begun = files.log_step
+    out, begun = tmp_path / "reft", files.log_step
     def then_fail(folder, metrics):
         begun(folder, metrics)
         if metrics["step"] == 4:
-            monkeypatch.setattr(sampling, "generate_batch", generate_batch)
+            monkeypatch.setattr(sampling, "generate_batch", once_too_small_for(4))
     monkeypatch.setattr(files, "log_step", then_fail)
     reft_ppo.main(flags("reft", given, out) + ["--generate-batch-size=8", "--overwrite"])
     printed = capsys.readouterr()
@@ -667,11 +671,7 @@ def test_out_of_memory_in_the_first_evaluation_begins_again_with_overwrite_too(
     """There is an older run of other settings: it is replaced, once."""
     out = tmp_path / "reft"
     sft.main(flags("sft", given, out) + ["--epochs=1"])
-    real = sampling.generate_batch
-    def generate_batch(*args):
-        return limited(*args)
-    limited = too_small_for(4, real, lambda model, prompts, *rest: len(prompts), times=1)
-    monkeypatch.setattr(sampling, "generate_batch", generate_batch)
+    monkeypatch.setattr(sampling, "generate_batch", once_too_small_for(4))
     reft_ppo.main(flags("reft", given, out) + ["--overwrite"])
     assert "--generate-batch-size 128 in place of 256" in capsys.readouterr().err
     assert len(files.read_metrics(out)) == 10

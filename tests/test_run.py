@@ -61,7 +61,7 @@ def test_checkpoints_are_written_where_it_is_time(every, steps, run, monkeypatch
     monkeypatch.setattr(time, "time", lambda: clock[0])
     monkeypatch.setattr(plumbing.run, "save_checkpoint",
                         lambda out, step, content, keep: saved.append(step))
-    vars(run).update(step=0, total=13, parts=[], values=[], random=None, saved=1000.0)
+    vars(run).update(step=0, total=13, parts=[], values=[], random=None, saved_at=1000.0)
     run.args.save_every = every
     for _ in run.steps():
         clock[0] += 20
