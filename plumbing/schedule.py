@@ -4,7 +4,7 @@ import torch
 
 
 def adamw(model, lr, weight_decay=0.0):
-    """On a GPU all of a step in one kernel."""
+    """AdamW, without weight decay unless asked; on a GPU all of a step in one kernel."""
     parameters = list(model.parameters())
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay,
                              fused=parameters[0].device.type == "cuda" or None)
