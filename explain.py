@@ -47,7 +47,7 @@ def policy_at(path, start, flags):
     policy = copy.deepcopy(start)
     optimizer = adamw(policy, flags.lr)
     if path:
-        saved = torch.load(path, map_location=policy.lm.device, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         policy.load_state_dict(saved["parts"][0])
         optimizer.load_state_dict(saved["parts"][1])
     optimizer.param_groups[0]["lr"] = flags.lr

@@ -235,7 +235,7 @@ def train(args):
                                 for s, x in zip(scores, part)])
             (loss.sum() / len(batch)).backward()
             losses.append(loss.detach())
-            margins.append(margins_of([s.detach() for s in scores], part))
+            margins.append(margins_of([s.detach().cpu() for s in scores], part))
         losses, margins = torch.cat(losses), torch.cat(margins)
         grad_norm = run.update(model, optimizer, lambda: [("the loss", losses, None, None)])
         schedule.step()

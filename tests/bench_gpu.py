@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dpo
 import explain
 import reft_ppo
-from plumbing.models import load_model, load_to_train
+from plumbing.models import load_to_train
 from plumbing.packing import pad
 from plumbing.rollouts import Rollout
 from plumbing.sampling import generate_ids
@@ -82,7 +82,7 @@ def ceilings(size):
 
 def sampling(folder, args, prompts, limit):
     lm, _ = load_to_train(folder, args)
-    theirs = load_model(folder, DEVICE, "bfloat16")[0]
+    theirs = transformers.Qwen2ForCausalLM.from_pretrained(folder, dtype="bfloat16").to(DEVICE)
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=DEVICE)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)

@@ -3,6 +3,7 @@ import contextlib
 import copy
 import itertools
 import json
+import subprocess
 import sys
 
 import pytest
@@ -15,11 +16,13 @@ import reft_ppo
 import sft
 from eval import evaluate
 from plumbing import models
+from plumbing.cli import HOME
 from plumbing.files import read_json, read_metrics
 from plumbing.models import (checkpoint_layers, load_model, load_to_train, save_model,
                              weights_of)
 from plumbing.packing import pad
 from plumbing.sampling import encode_prompts, generate_ids
+from plumbing.task_files import read_rows
 from sft import sft_loss
 from tests import bench_gpu
 from tests.tiny import BOS, KINDS, byte_tokenizer, save_tiny, tiny_lm
@@ -37,6 +40,16 @@ def write_task(folder):
     pairs = [{"prompt": format_prompt(question), "chosen": "A: 3", "rejected": "A: 4"}
              for question in questions]
     (folder / "pairs.txt").write_text("\n".join(map(json.dumps, pairs)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def elsewhere(tmp_path_factory):
+    """Begun before this file's other tests, beside which it runs: tests/pretend.py."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    with subprocess.Popen([sys.executable, "-m", "tests.pretend", str(folder)], cwd=HOME, text=True,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        yield folder, process
+        process.kill()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -251,3 +264,19 @@ def test_bench_gpu_runs_without_datasets(monkeypatch, capsys):
     assert all(f"| {name}" in printed for name in [
         "generate_ids", "the same, static", "SFT", "DPO", "PPO, 8 rollouts: a step"])
     assert "Error" not in printed
+
+
+def test_every_script_on_a_device_that_refuses_the_cpus_tensors(elsewhere):
+    """It logs there what it logs on the CPU, and batches are packed there, too."""
+    folder, process = elsewhere
+    _, errors = process.communicate()
+    assert process.returncode == 0 and "packed" not in errors, errors[-3000:]
+    logged = [path.relative_to(folder / "cpu") for path in folder.glob("cpu/*/metrics.jsonl")]
+    assert len(logged) == 10
+    for path in logged:
+        for one, other in zip(read_metrics((folder / "cpu" / path).parent),
+                              read_metrics((folder / "auto" / path).parent), strict=True):
+            assert one | {"seconds": 0} == pytest.approx(other | {"seconds": 0}, 1e-3, 1e-5), path
+    one, other = ([row["response"] for row in read_rows(path)]
+                  for path in folder.glob("*/compare/generations/0-sft.jsonl"))
+    assert one == other
