@@ -26,7 +26,7 @@ from plumbing.advice import after_self_training
 from plumbing.checkpoints import guarded, set_seed
 from plumbing.cli import command, make_parser, number, stop, warn
 from plumbing.figures import draw_self_training
-from plumbing.models import load_to_train, weights_of
+from plumbing.models import load_model, load_to_train
 from plumbing.packing import pad
 from plumbing.run import Run
 from plumbing.sampling import check_room
@@ -143,7 +143,7 @@ def train(args):
 
 def base_of(model, args):
     """The weights of --model, which the model that was loaded from --warmup is to take."""
-    base, own = weights_of(load_to_train(args.model, args)[0]), model.state_dict()
+    base, own = load_model(args.model, "cpu")[0].state_dict(), model.state_dict()
     if {name: x.shape for name, x in base.items()} != {name: x.shape for name, x in own.items()}:
         stop(f"--warmup {args.warmup} was not made from --model {args.model}, whose weights have "
              "other shapes: name the --model that it was made from, or add --from warmup")

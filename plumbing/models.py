@@ -139,16 +139,6 @@ def pick_device(name: str) -> str:
     return name
 
 
-def weights_of(model) -> dict:
-    """A copy of the weights, kept off the GPU; what is tied is copied once."""
-    copies, weights = {}, model.state_dict()
-    for weight in weights.values():
-        place = weight.data_ptr(), weight.shape
-        if place not in copies:
-            copies[place] = weight.to("cpu", copy=True)
-    return {name: copies[weight.data_ptr(), weight.shape] for name, weight in weights.items()}
-
-
 def save_model(folder: Path, model, tokenizer):
     """Written beside, onto the disk, and renamed into place."""
     beside = folder.with_suffix(".tmp")

@@ -112,8 +112,9 @@ def predict(lm, ids, attention_mask, mask, hidden_states=False):
     """
     layers = -1 if hidden_states else False  # the last one's alone: True would keep them all
     if lm.config._attn_implementation == "packed":
+        mask = mask.cpu()
         row, positions, place, layout = pack(ids, attention_mask, mask)
-        states, again = place[:, :-1][mask.cpu()], None
+        states, again = place[:, :-1][mask], None
         # The gradient of an index that repeats is summed in no fixed order; of two, either is equal
         if states.unique(return_counts=True)[1].max() > 2:
             states, again = (x.to(ids.device) for x in states.unique(return_inverse=True))

@@ -18,8 +18,7 @@ from eval import evaluate
 from plumbing import models
 from plumbing.cli import HOME
 from plumbing.files import read_json, read_metrics
-from plumbing.models import (checkpoint_layers, load_model, load_to_train, save_model,
-                             weights_of)
+from plumbing.models import checkpoint_layers, load_model, load_to_train, save_model
 from plumbing.packing import pad
 from plumbing.sampling import encode_prompts, generate_ids
 from plumbing.task_files import read_rows
@@ -151,20 +150,6 @@ def test_what_pytorch_may_choose_on_a_gpu():
     """Attention by cuDNN not; float32 products by TF32."""
     assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert torch.backends.cuda.matmul.allow_tf32
-
-
-def test_weights_of_copies_what_is_tied_once():
-    lm = tiny_lm()
-    weights = weights_of(lm)
-    assert weights.keys() == lm.state_dict().keys()
-    head, embedding = weights["lm_head.weight"], weights["model.embed_tokens.weight"]
-    assert head.data_ptr() == embedding.data_ptr()
-    assert len({x.data_ptr() for x in weights.values()}) == len(weights) - 1
-    before = {name: x.clone() for name, x in weights.items()}
-    with torch.no_grad():
-        for p in lm.parameters():
-            p += 1
-    assert all(torch.equal(weights[name], x) for name, x in before.items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
