@@ -218,8 +218,8 @@ def train(args):
     schedule = rise_and_fall(optimizer, steps, rise=0.1 * steps)
     run.begin(policy, tokenizer, [policy, optimizer, schedule], steps, args.batch_size,
               args.eval_every, measure=lambda: data.measure_dev(policy), order=range(len(pairs)),
-              shows=["loss", "margin"], from_start=cost, facts={"pairs": data.facts},
-              criterion=data.criterion)
+              shows=["loss", "margin"], measure_first=True, cost=cost,
+              facts={"pairs": data.facts}, criterion=data.criterion)
     keep_pairs(run, data, len(pairs))
 
     for step in run.steps():

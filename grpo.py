@@ -137,10 +137,10 @@ def train(args):
     check_room(lm, tokenizer, task.all_prompts(), args.max_new_tokens)
     prompts = encode_prompts(tokenizer, task.prompts(task.train))
     optimizer = adamw(lm, args.lr)
-    schedule = rise_and_fall(optimizer, args.steps, rise=5)
+    schedule = rise_and_fall(optimizer, args.steps, rise=5)  # of the learning rate, in rollouts
     generator = torch.Generator(lm.device).manual_seed(args.seed)
     run.begin(lm, tokenizer, [lm, optimizer, schedule, generator], args.steps,
-              args.minibatch_size, args.eval_every, from_start={},
+              args.minibatch_size, args.eval_every, measure_first=True,
               shows=["reward", "kl", "response_tokens"],
               measure=lambda: dev_metrics(lm, tokenizer, task, args, reference),
               criterion=task.criterion)

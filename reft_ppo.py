@@ -197,12 +197,12 @@ def train(args):
     check_room(lm, tokenizer, task.all_prompts(), args.max_new_tokens)
     prompts = encode_prompts(tokenizer, task.prompts(task.train))
     optimizer = adamw(policy, args.lr)
-    schedule = rise_and_fall(optimizer, args.steps, rise=5)
+    schedule = rise_and_fall(optimizer, args.steps, rise=5)  # of the learning rate, in rollouts
     generator = torch.Generator(lm.device).manual_seed(args.seed)
     scale = RunningScale() if task.learned else nn.Identity()  # a rule's scores are as they are
     samples, eos = args.samples_per_question or 1, tokenizer.eos_token_id
     run.begin(lm, tokenizer, [policy, optimizer, schedule, generator, scale], args.steps,
-              args.minibatch_size, args.eval_every, from_start={},
+              args.minibatch_size, args.eval_every, measure_first=True,
               shows=["reward", "kl", "response_tokens"],
               measure=lambda: dev_metrics(lm, tokenizer, task, args, reference.lm),
               criterion=task.criterion)

@@ -93,7 +93,7 @@ def train(args):
         optimizer, lambda step: lr_factor(step % args.steps, args.steps, rise, fall_from=rise))
     run.begin(model, tokenizer, [model, optimizer, schedule], args.rounds * args.steps,
               args.batch_size, args.eval_every,
-              measure=lambda: dev_metrics(model, tokenizer, task, args), from_start={},
+              measure=lambda: dev_metrics(model, tokenizer, task, args), measure_first=True,
               shows=["loss"], facts={"rounds": []}, criterion=task.criterion)
     pool = annotated
     if args.mode == "offline" and run.step % args.steps:  # resumed within a round

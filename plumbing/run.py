@@ -42,7 +42,7 @@ class Run:
         return self.args.resume and bool(checkpoints(self.out))
 
     def begin(self, model, tokenizer, parts, total, effective_batch, eval_every, measure, order=(),
-              shows=(), criterion="dev_accuracy", from_start=None, facts=None):
+              shows=(), criterion="dev_accuracy", measure_first=False, cost=None, facts=None):
         """Open the folder; or with --resume, take over its last checkpoint.
 
         Args:
@@ -51,8 +51,8 @@ class Run:
             effective_batch: the examples that one optimizer step learns from.
             measure: () -> metrics on dev, by the `criterion` among which the best model is chosen.
             shows: metrics to show behind the progress bar.
-            from_start: metrics of step 0: the model is measured before the first step, too, and
-                what is not empty is logged; None: it is not.
+            measure_first: whether to measure before the first step, too.
+            cost: what that model's data have cost, to be logged with it as step 0.
             facts: what else belongs in result.json.
         """
         self.model, self.tokenizer, self.parts = model, tokenizer, parts
@@ -70,10 +70,10 @@ class Run:
         if not saved:
             files.open_run(self.out, vars(self.args), effective_batch)
             self.args.resume = True  # if it has to go on with less memory: see guarded
-            if from_start is not None:
+            if measure_first:
                 self.first = self.evaluate()
-            if from_start:
-                files.log_step(self.out, {"step": 0} | from_start | self.first)
+            if cost:
+                files.log_step(self.out, {"step": 0} | cost | self.first)
 
     def steps(self):
         """The numbers of the steps still to take; saves in between."""
