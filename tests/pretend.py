@@ -69,10 +69,13 @@ class Pretended(torch.Tensor):
 
 
 def apply(operation, args, kwargs):
+    """The operation, on what the tensors hold. Numbers, tensors without a dimension, may be of the
+    CPU, as CUDA takes them."""
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     own = [x for x in tensors if isinstance(x, Pretended)]
-    copies = operation.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
-    if own and not copies and any(x.dim() and not isinstance(x, Pretended) for x in tensors):
+    copies = [torch.ops.aten._to_copy, torch.ops.aten.copy_]  # from one to the other
+    if own and operation.overloadpacket not in copies and any(
+            x.dim() and not isinstance(x, Pretended) for x in tensors):
         raise RuntimeError(f"{operation}: tensors of two devices")
     here = bool(own)
     if kwargs.get("device") is not None:
@@ -80,8 +83,8 @@ def apply(operation, args, kwargs):
         kwargs = kwargs | {"device": "cpu"}
     with _disable_current_modes():
         out = operation(*tree_map(held, args), **tree_map(held, kwargs))
-    if copies and not kwargs:
-        return args[0]  # copy_
+    if operation.overloadpacket is torch.ops.aten.copy_:
+        return args[0]
     if not here:
         return out
     known = {id(x.held): x for x in own}  # in place, the tensor itself comes back
