@@ -114,7 +114,7 @@ def response_kl(model, reference, tokenizer, responses, batch_size=64):
     examples = [(prompt, r["ids"]) for prompt, r in zip(prompts, responses)]
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i][1]))  # longest first
     kl = torch.zeros(len(examples))
-    vocab, numbers = model.get_output_embeddings().out_features, 2**27  # 512 MB a tensor
+    vocab, numbers = model.get_output_embeddings().out_features, 2**28  # 1 GB a tensor
     while order:
         longest = len(examples[order[0]][1])
         size = max(1, min(batch_size, numbers // (vocab * longest)))

@@ -86,12 +86,13 @@ def credit(policy, reference, rollout, scores, flags):
 
 
 def ratios_after(policy, optimizer, rollout, flags):
-    """pi / pi_old of the rollout's tokens after one epoch of updates: (batch, seq-1). The policy
+    """pi / pi_old of the first response's tokens after one epoch of updates: (1, seq-1). The policy
     is another then."""
     torch.manual_seed(flags.seed)  # of the minibatches' order
     learn(policy, optimizer, rollout, flags)
+    first = rollout.rows(torch.zeros(1, dtype=torch.long, device=rollout.ids.device))
     with torch.no_grad():
-        return (reft_ppo.logprobs_and_values(policy, rollout)[0] - rollout.logprobs).exp()
+        return (reft_ppo.logprobs_and_values(policy, first)[0] - first.logprobs).exp()
 
 
 def learn(policy, optimizer, rollout, flags):

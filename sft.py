@@ -11,6 +11,8 @@ Differs from the paper:
 
 import plumbing.threads  # noqa: F401 (before torch)
 
+import gc
+
 import torch
 import torch.nn.functional as F
 
@@ -170,6 +172,7 @@ def warm_up(args) -> str:
         print(f"warm-up: SFT for {args.warmup_epochs} epochs, in {folder}")
         main(argv + ["--overwrite"] * args.overwrite
              + ["--resume"] * (args.resume and files.is_begun(folder)))
+        gc.collect()  # its model: under autocast a cycle holds it
     return folder
 
 

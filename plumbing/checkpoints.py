@@ -37,9 +37,8 @@ def guarded(train, args):
         except KeyboardInterrupt:
             tqdm.write("interrupted" + f"; {GO_ON}" * hasattr(args, "resume"), file=sys.stderr)
             raise SystemExit(130)
-        except (MemoryError, RuntimeError) as error:  # PyTorch's own are RuntimeErrors
-            if not (isinstance(error, MemoryError) or "out of memory" in str(error)
-                    or "can't allocate memory" in str(error)):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
             if caught:  # asked to stop after this step, which has no end
                 raise SystemExit(128 + caught[0])
@@ -54,6 +53,12 @@ def guarded(train, args):
                 at_end.pop()()
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error):
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(
+        words in str(error) for words in [
+            "out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"])
 
 
 def ask_for_less(args, error):
@@ -167,7 +172,9 @@ def load_checkpoint(out, parts, names) -> dict | None:
             for part, state in zip(parts, saved["parts"], strict=True):
                 load = getattr(part, "load_state_dict", None) or part.set_state
                 load(state)
-        except Exception:  # whatever a broken file may lead to
+        except Exception as error:  # whatever a broken file may lead to
+            if is_out_of_memory(error):
+                raise
             broken.append(str(path))
             continue
         step, logged = saved["step"], []

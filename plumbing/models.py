@@ -125,7 +125,13 @@ def checkpoint_layers(model):
         stop(f"--gradient-checkpointing: {type(model).__name__} has no layers made for it; "
                   "leave it out")
     for layer in layers:
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = functools.partial(checkpointed, layer.forward)
+
+
+def checkpointed(forward, *args, **kwargs):
+    if not torch.is_grad_enabled():  # it would save the generators' states for each sampled token
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def pick_device(name: str) -> str:

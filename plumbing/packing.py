@@ -10,7 +10,7 @@ results are those of the padded batch, to rounding, and tests hold them to it.
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from plumbing.cli import warn
@@ -57,6 +57,9 @@ def packed_attention(module, query, key, value, attention_mask, layout=None, sli
         if sliding_window is not None and sliding_window < columns:
             window = torch.ones(columns, columns, dtype=torch.bool, device=query.device)
             window = window.tril().triu(1 - sliding_window)
+        elif value.dtype == torch.float32:  # CUDA shares key heads in 16 bits alone
+            groups = getattr(module, "num_key_value_groups", 1)
+            grids[1:] = [repeat_kv(x, groups) for x in grids[1:]]
         output, _ = sdpa_attention_forward(module, *grids, window, **kwargs)
         outputs.append(output.flatten(0, 1))
     return torch.cat(outputs).index_select(0, cell_of_token)[None], None
@@ -155,6 +158,8 @@ def last_hidden(model, ids, attention_mask, mask):
 def enable(lm, read=lambda *batch: predict(*batch)[0]):
     """Let `read` pack this model's batches, if that changes nothing: tried on a small batch, as
     in some models tokens meet elsewhere than in attention, or attention is of their own making."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False  # it rounds by what this looks for
     ids = torch.arange(12, device=lm.device).view(2, 6) % lm.config.vocab_size
     attention_mask = torch.ones_like(ids)
     attention_mask[0, :3] = 0
@@ -169,6 +174,7 @@ def enable(lm, read=lambda *batch: predict(*batch)[0]):
                else None if same else "it gives other numbers than on a padded batch")
     except Exception as error:  # each model has its own way to refuse
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     if why:
         lm.set_attn_implementation(usual)
         warn(f"{type(lm).__name__} cannot be run on packed batches ({why}): its padding is "

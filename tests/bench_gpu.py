@@ -14,6 +14,7 @@ import argparse
 import copy
 import gc
 import random
+import sys
 import tempfile
 import time
 
@@ -82,6 +83,7 @@ def ceilings(size):
 
 def sampling(folder, args, prompts, limit):
     lm, _ = load_to_train(folder, args)
+    print(f"attention: {lm.config._attn_implementation}\n")
     theirs = transformers.Qwen2ForCausalLM.from_pretrained(folder, dtype="bfloat16").to(DEVICE)
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=DEVICE)
@@ -105,6 +107,7 @@ def sampling(folder, args, prompts, limit):
             rows.append([name, type(error).__name__, ""])
     print(table([f"sampling, {len(prompts)} at once, {limit} tokens each", "tokens a second",
                  "ms a token step"], rows), end="\n\n")
+    torch.compiler.reset()
 
 
 # --- Updates ---
@@ -241,8 +244,10 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--micro-batch-size", type=int, default=16, help="[16]")
+    parser.add_argument("--micro-batch-size", type=int, default=32,
+                        help="responses at once in an update [32; 8 for 24 GB]")
     given = parser.parse_args(argv)
+    sys.stdout.reconfigure(line_buffering=True)
     random.seed(0)
     name = torch.cuda.get_device_name() if CUDA else "no GPU"
     print(f"{name}, torch {torch.__version__}, transformers {transformers.__version__}\n")

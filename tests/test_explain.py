@@ -83,18 +83,18 @@ def test_clipped_by_hand():
 
 
 def test_ratios_move_the_way_that_the_advantage_asks(runs):
-    """One response, every A 1: its probability rises; every A -1: it falls."""
+    """Two equal responses, every A 1: their probability rises; every A -1: it falls."""
     for sign in [1.0, -1.0]:
         lm, _ = load_model(runs / "model", "cpu")
         flags = argparse.Namespace(lr=1e-3, minibatch_size=None, micro_batch_size=8, vf_coef=0.0,
                                    seed=0, clip_eps=0.2, max_grad_norm=1.0)
         policy, optimizer = explain.policy_at(None, reft_ppo.PolicyWithValue(lm), flags)
-        mask = torch.tensor([[False, True, True]])
-        rollout = Rollout(torch.tensor([[5, 6, 7, 1]]), torch.ones(1, 4).long(), mask)
+        mask = torch.tensor(2 * [[False, True, True]])
+        rollout = Rollout(torch.tensor(2 * [[5, 6, 7, 1]]), torch.ones(2, 4).long(), mask)
         reft_ppo.score_tokens(policy, policy, rollout, 8)
-        rollout.advantages, rollout.returns = sign * mask, torch.zeros(1, 3)
+        rollout.advantages, rollout.returns = sign * mask, torch.zeros(2, 3)
         ratios = explain.ratios_after(policy, optimizer, rollout, flags)
-        assert sign * ratios[mask].log().sum() > 0
+        assert sign * ratios[mask[:1]].log().sum() > 0  # the first one's
 
 
 def test_the_same_seed_prints_the_same(runs, capsys):

@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -138,6 +139,35 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(kind, tmp_pat
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(gradients[1], gradients[0])
     assert kept[1] < 0.7 * kept[0]
+
+
+def test_a_warmups_model_makes_room_for_the_next(tmp_path, monkeypatch):
+    """Also under autocast, where it is in a cycle."""
+    write_task(tmp_path / "task")
+    seen, load = [], sft.load_to_train
+
+    def spy(*args):
+        model, tokenizer = load(*args)
+        seen.append(weakref.ref(model))
+        return model, tokenizer
+    monkeypatch.setattr(sft, "load_to_train", spy)
+    sft.warm_up(reft_ppo.parse_args([
+        f"--model={save_tiny(tmp_path / 'm')}", f"--task={tmp_path / 'task'}", "--device=cpu",
+        "--dtype=bfloat16", "--max-new-tokens=2", "--warmup-epochs=1",
+        f"--out={tmp_path / 'reft'}"]))
+    assert [model() for model in seen] == [None]
+
+
+def test_gradient_checkpointing_is_off_without_a_gradient(tmp_path, monkeypatch):
+    """It would save the state of all random generators, for each layer and each sampled token."""
+    model, _ = load_to_train(save_tiny(tmp_path / "m"), args_of("--gradient-checkpointing"))
+    calls = []
+    monkeypatch.setattr(models, "checkpoint", lambda forward, *args, use_reentrant, **kwargs:
+                        calls.append(1) or forward(*args, **kwargs))
+    generate_ids(model, [[2, 3, 4]], eos_id=-1, max_new_tokens=3)
+    assert not calls
+    sft_loss(model, *pad(BATCH, "cpu"))
+    assert len(calls) == 2  # layers
 
 
 def test_gradient_checkpointing_stops_where_the_model_has_no_layers_for_it(tmp_path, capsys):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, Lfm2Config
 
+import plumbing.models  # noqa: F401
 from plumbing import packing
 from plumbing.cli import warn
 from plumbing.packing import pack, pad, predict
@@ -68,6 +69,28 @@ def test_predict_computes_no_padding_and_no_logits_of_prompts():
     responses = sum(len(r) for _, r in EXAMPLES)
     # a response's first token is chosen in its prompt's last state, which four of them share
     assert seen == {"tokens": sum(map(len, prompts)) + responses, "logits": responses - 3 * 5}
+
+
+@pytest.mark.parametrize("dtype, key_heads", [(torch.float32, 2), (torch.bfloat16, 1)])
+def test_key_heads_are_shared_in_16_bits_alone(dtype, key_heads, monkeypatch):
+    """In float32 CUDA could do so only by keeping whole attention matrices."""
+    lm, seen, attend = tiny_lm("qwen2").to(dtype), [], torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query, key, value, **kwargs):
+        seen.append((query.shape[1], key.shape[1], value.shape[1], kwargs["attn_mask"]))
+        return attend(query, key, value, **kwargs)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    predict(lm, *pad(EXAMPLES, "cpu"))
+    assert set(seen) == {(2, key_heads, key_heads, None)}
+
+
+def test_enable_compares_exact_products():
+    """TF32 rounds by a thousandth, as two ways of computing the same may then differ."""
+    assert torch.backends.cuda.matmul.allow_tf32  # plumbing.models
+    lm, seen = tiny_lm(), []
+    lm.register_forward_hook(lambda *args: seen.append(torch.backends.cuda.matmul.allow_tf32))
+    packing.enable(lm)
+    assert seen == [False, False] and torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("kind", KINDS)

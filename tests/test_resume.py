@@ -708,7 +708,11 @@ def mps(*args):
     raise RuntimeError("MPS backend out of memory")
 
 
-@pytest.mark.parametrize("fail", [lambda *args: torch.empty(10**16), mps])
+def cublas(*args):
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+@pytest.mark.parametrize("fail", [lambda *args: torch.empty(10**16), mps, cublas])
 def test_out_of_memory_of_other_devices_is_known_too(fail, given, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reft_ppo, "score_tokens", fail)
     with pytest.raises(SystemExit) as stopped:
@@ -727,6 +731,17 @@ def test_out_of_memory_for_what_no_batch_makes_smaller_stops_at_once(owner, name
         reft_ppo.main(flags("reft", given, tmp_path / "reft") + ["--dtype=bfloat16"])
     error = capsys.readouterr().err
     assert stopped.value.code == 1 and "whatever the batch" in error and "goes on" not in error
+
+
+def test_out_of_memory_on_resuming_is_no_broken_checkpoint(given, tmp_path, monkeypatch, capsys):
+    """Adam's moments, on their way to the device: no older checkpoint, and no --overwrite."""
+    out, argv = interrupted(given, tmp_path, monkeypatch, at=6)
+    monkeypatch.setattr(torch.optim.Optimizer, "_process_value_according_to_param_policy",
+                        too_small_for(0, None, lambda *args, **kwargs: 1))
+    with pytest.raises(SystemExit) as stopped:
+        reft_ppo.main([*argv, "--resume"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1 and "whatever the batch" in error and "broken" not in error
 
 
 def test_asked_to_stop_and_out_of_memory_it_stops(given, tmp_path, monkeypatch, capsys):
