@@ -90,7 +90,7 @@ def ratios_after(policy, optimizer, rollout, flags):
     is another then."""
     torch.manual_seed(flags.seed)  # of the minibatches' order
     learn(policy, optimizer, rollout, flags)
-    first = rollout.rows(torch.zeros(1, dtype=torch.long, device=rollout.ids.device))
+    first = rollout.rows(slice(1))
     with torch.no_grad():
         return (reft_ppo.logprobs_and_values(policy, first)[0] - first.logprobs).exp()
 

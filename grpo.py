@@ -128,9 +128,9 @@ def score_tokens(lm, reference, rollout, size):
 
 def train(args):
     run = Run(args, NAMES[args.advantage])
-    task = load_task(args, args.partial_reward)
     args.warmup = warm_up(args)  # SFT for a few epochs, so that sampling finds right answers at all
     set_seed(args.seed)
+    task = load_task(args, args.partial_reward)
     # In eval mode, and they stay there: with dropout the first ratio would not be 1
     lm, tokenizer = load_to_train(args.warmup, args)
     reference = copy.deepcopy(lm).requires_grad_(False)

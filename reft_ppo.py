@@ -187,9 +187,9 @@ def score_tokens(policy, reference, rollout, size):
 
 def train(args):
     run = Run(args, "RLHF" if is_reward_model(args.reward) else "ReFT")
-    task = load_task(args, args.partial_reward)
     args.warmup = warm_up(args)  # SFT for a few epochs, so that sampling finds right answers at all
     set_seed(args.seed)
+    task = load_task(args, args.partial_reward)
     lm, tokenizer = load_to_train(args.warmup, args)
     # In eval mode, and they stay there: with dropout the first ratio would not be 1
     policy = PolicyWithValue(lm, separate=args.value == "separate")

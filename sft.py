@@ -20,8 +20,8 @@ from eval import dev_metrics, eval_kwargs, evaluate
 from graders import load_task
 from plumbing import files
 from plumbing.checkpoints import guarded, set_seed
-from plumbing.cli import make_parser, number, shared_flags, stop, text
-from plumbing.models import load_to_train
+from plumbing.cli import is_reward_model, make_parser, number, shared_flags, stop, text
+from plumbing.models import load_to_train, place_of
 from plumbing.packing import pad, predict
 from plumbing.run import Run
 from plumbing.sampling import check_room, encode_prompts
@@ -169,6 +169,8 @@ def warm_up(args) -> str:
             stop(f"the warm-up beside --out, {folder}, has other settings: {other}. Choose an "
                  "--out with a folder of its own in between, as out/another/reft, or add "
                  "--overwrite, which replaces the warm-up of all runs there")
+        if is_reward_model(args.reward):
+            place_of(args.reward)  # stops where there is none, now and not in an hour
         print(f"warm-up: SFT for {args.warmup_epochs} epochs, in {folder}")
         main(argv + ["--overwrite"] * args.overwrite
              + ["--resume"] * (args.resume and files.is_begun(folder)))

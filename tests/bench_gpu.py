@@ -188,7 +188,6 @@ def updates(folder, args, examples, rate):
         del update
         free()
     prompts, limit = [p for p, _ in examples], max(len(r) for _, r in examples)
-    free()
     step = Step(folder, args, prompts, limit)
     if CUDA:
         torch.cuda.reset_peak_memory_stats()

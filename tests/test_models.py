@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dpo
 import eval as evaluation
+import grpo
 import reft_ppo
+import self_training
 import sft
 from eval import evaluate
 from plumbing import models
@@ -156,6 +158,17 @@ def test_a_warmups_model_makes_room_for_the_next(tmp_path, monkeypatch):
         "--dtype=bfloat16", "--max-new-tokens=2", "--warmup-epochs=1",
         f"--out={tmp_path / 'reft'}"]))
     assert [model() for model in seen] == [None]
+
+
+@pytest.mark.parametrize("script", [reft_ppo, grpo, dpo, self_training])
+def test_a_reward_model_that_is_not_there_is_said_before_the_warm_up(script, tmp_path, capsys):
+    write_task(tmp_path / "task")
+    with pytest.raises(SystemExit):
+        script.main([f"--model={save_tiny(tmp_path / 'm')}", f"--task={tmp_path / 'task'}",
+                     f"--reward={tmp_path / 'nowhere'}", "--warmup-epochs=1", "--max-new-tokens=2",
+                     "--device=cpu", f"--out={tmp_path / 'run'}"])
+    assert "nowhere: there is no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "warmup").exists()
 
 
 def test_gradient_checkpointing_is_off_without_a_gradient(tmp_path, monkeypatch):
