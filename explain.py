@@ -1,36 +1,32 @@
-"""What does each token get? A rollout of a ReFT run, a line a token; or a pair of a DPO run.
+"""What does each token get? One rollout of a ReFT run, or one pair of a DPO run, token by token.
 
     python explain.py out/reft --question 3
+    python explain.py out/reft --question 3 --html page.html   # the warm-up, too, on a slider
     python explain.py out/dpo --pair 5
-    python explain.py out/reft --question 3 --html page.html   # a slider over the checkpoints
 
-The rollout is one of a whole step's, which is sampled, scored and learned from as reft_ppo.py does
-it, by its own functions. The policy is that of a checkpoint, which holds the value head; a model
-folder does not.
+The rollout belongs to a whole step: the run's best model samples it and learns from it, by the
+functions of reft_ppo.py, in the order of reft_ppo.train.
 """
 
-import plumbing.threads  # noqa: F401 (before torch)
+import plumbing  # noqa: F401 (before torch)
 
-import argparse
-import copy
+import functools
+import json
+import sys
 from pathlib import Path
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 import dpo
 import reft_ppo
-from graders import load_task
-from grpo import token_logprobs
-from plumbing import files
-from plumbing.checkpoints import checkpoints, step_of
-from plumbing.cli import Parser, number, stop, text
-from plumbing.ledger import digits, show_token, write_page
-from plumbing.models import load_model
-from plumbing.packing import pad
-from plumbing.pairs import encode_pairs, load_pairs
-from plumbing.rollouts import Rollout, micro_batches, minibatches
-from plumbing.sampling import encode_prompts, generate_ids
-from plumbing.schedule import adamw
+from eval import load_task
+from lm import (adamw, context_length, encode_prompts, generate_ids, load_for_training, pad,
+                split_by_length, token_logprobs)
+from plumbing.checkpoints import read_best, read_json, write_text
+from plumbing.cli import HOME, Parser, not_empty, number, stop
+from plumbing.data import load_pairs
+from plumbing.run import is_finished
 from plumbing.tables import table
 
 COLUMNS = {"logprob": "log pi", "ref_logprob": "log pi_ref", "kl": "KL", "reward": "reward",
@@ -38,206 +34,220 @@ COLUMNS = {"logprob": "log pi", "ref_logprob": "log pi_ref", "kl": "KL", "reward
            "ratio": "ratio after", "clipped": "clipped"}
 
 
+def load_config(run, **changes):
+    """The script of a finished run, and its Config. Flags that no longer exist are left out."""
+    path = Path(run) / "config.json"
+    flags = read_json(path).get("flags", {}) if path.exists() else {}
+    script = reft_ppo if "lam" in flags else dpo if "sft_coef" in flags else None
+    if script is None:
+        stop(f"{run} is not a run of reft_ppo.py or dpo.py. Name the folder of one")
+    if not is_finished(run):
+        stop(f"{run} is an unfinished run. Finish it with --resume, then explain it")
+    return script, script.Config(**{name: x for name, x in (flags | changes).items()
+                                    if name in script.Config.__dataclass_fields__})
+
+
 # --- A rollout of a ReFT run ---
 
 
-def policy_at(path, start, flags):
-    """A copy of the policy `start`, with the weights of the checkpoint `path`, where one is given,
-    and its optimizer, at the peak learning rate."""
-    policy = copy.deepcopy(start)
-    optimizer = adamw(policy, flags.lr)
-    if path:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        policy.load_state_dict(saved["parts"][0])
-        optimizer.load_state_dict(saved["parts"][1])
-    optimizer.param_groups[0]["lr"] = flags.lr
-    return policy, optimizer
+def load_policy(path, config, task=None, value_head=None):
+    """The policy with the model `path`, and its tokenizer. value_head: its file (default: V = 0,
+    as at the beginning of a run)."""
+    lm, tokenizer = load_for_training(path, config, task)
+    policy = reft_ppo.PolicyWithValue(lm)
+    if value_head:
+        policy.value_head.load_state_dict(torch.load(value_head, lm.device, weights_only=True))
+    return policy, tokenizer
 
 
-def roll_out(policy, reference, tokenizer, task, asked, flags, first=None):
-    """Steps 1 to 4 of reft_ppo.train for the questions asked. first: the first one's response,
-    where it is given. Returns: the rollout, with `rewards` and `raw`, the advantages before they
-    are whitened; the scores; the first response."""
+def roll_out(policy, reference, tokenizer, task, asked, config, first=None):
+    """Steps 1 to 4 of reft_ppo.train for the questions `asked`.
+
+    first: the first response, as token ids (default: it is sampled like the others).
+    Returns: the rollout, a dict of tensors: what lm.pad returns, and COLUMNS per token, (batch,
+        seq-1); the first response's score; the first response.
+    """
     lm, eos = policy.lm, tokenizer.eos_token_id
     prompts = encode_prompts(tokenizer, task.prompts(task.train[asked]))
-    responses = generate_ids(lm, prompts, eos, flags.max_new_tokens, temperature=1.0,
-                             generator=torch.Generator(lm.device).manual_seed(flags.seed),
-                             batch_size=flags.generate_batch_size)
+    generator = torch.Generator(lm.device).manual_seed(config.seed)
+    responses = generate_ids(lm, prompts, eos, config.max_new_tokens, temperature=1.0,
+                             generator=generator, batch_size=2 * config.micro_batch_size)
     responses[0] = first or responses[0]
-    rollout = Rollout(*pad(list(zip(prompts, responses)), lm.device))
+    batch = ids, attention_mask, mask = pad(list(zip(prompts, responses)), lm.device)
+
     texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-    scores = torch.tensor([grade.score - (flags.eos_penalty or 0.0) * (eos not in response)
-                           for grade, response in zip(task.grade(texts, task.train[asked]),
-                                                      responses)], device=lm.device)
-    if task.learned:
-        scores = reft_ppo.RunningScale()(scores)
-    credit(policy, reference, rollout, scores, flags)
-    return rollout, scores, responses[0]
+    grades = task.grade(texts, task.train[asked])
+    scores = torch.tensor([grade.score - config.eos_penalty * (eos not in response)
+                           for grade, response in zip(grades, responses)], device=lm.device)
 
-
-def credit(policy, reference, rollout, scores, flags):
-    """Steps 3 and 4: fill in the rest of the rollout."""
-    reft_ppo.score_tokens(policy, reference, rollout, flags.micro_batch_size)
-    rollout.rewards = reft_ppo.token_rewards(scores, rollout.logprobs, rollout.ref_logprobs,
-                                             rollout.mask, flags.kl_coef)
-    rollout.raw, rollout.returns = reft_ppo.compute_gae(rollout.rewards, rollout.values,
-                                                        rollout.mask, flags.gamma, flags.lam)
-    rollout.advantages = reft_ppo.whiten(rollout.raw, rollout.mask)
-
-
-def ratios_after(policy, optimizer, rollout, flags):
-    """pi / pi_old of the first response's tokens after one epoch of updates: (1, seq-1). The policy
-    is another then."""
-    torch.manual_seed(flags.seed)  # of the minibatches' order
-    learn(policy, optimizer, rollout, flags)
-    first = rollout.rows(slice(1))
+    logprobs, values, ref_logprobs = torch.zeros(3, *mask.shape, device=lm.device)
+    everything = torch.arange(len(ids), device=lm.device)
     with torch.no_grad():
-        return (reft_ppo.logprobs_and_values(policy, first)[0] - first.logprobs).exp()
+        for rows in split_by_length(everything, attention_mask, config.micro_batch_size):
+            part = [x[rows] for x in batch]
+            logprobs[rows], values[rows] = policy(*part)
+            ref_logprobs[rows], _ = reference(*part)
+
+    rewards = reft_ppo.token_rewards(scores, logprobs, ref_logprobs, mask, config.kl_coef)
+    advantages, returns = reft_ppo.compute_gae(rewards, values, mask, config.gamma, config.lam)
+    return {"ids": ids, "attention_mask": attention_mask, "mask": mask, "logprob": logprobs,
+            "ref_logprob": ref_logprobs, "kl": logprobs - ref_logprobs, "reward": rewards,
+            "value": values, "advantage": advantages, "return": returns,
+            "white": reft_ppo.whiten(advantages, mask)}, scores[0].item(), responses[0]
 
 
-def learn(policy, optimizer, rollout, flags):
-    """Step 5: one epoch of updates."""
-    for minibatch in minibatches(len(rollout.ids), flags.minibatch_size or 128, 1,
-                                 rollout.ids.device):
-        for index in micro_batches(rollout, minibatch, flags.micro_batch_size):
-            part = rollout.rows(index)
-            logprobs, values = reft_ppo.logprobs_and_values(policy, part)
-            loss = reft_ppo.policy_loss(logprobs, part.logprobs, part.advantages, part.mask,
-                                        flags.clip_eps)
-            loss += flags.vf_coef * reft_ppo.value_loss(values, part.values, part.returns,
-                                                        part.mask, flags.clip_eps)
-            (loss * len(index) / len(minibatch)).backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), flags.max_grad_norm)
+def update(policy, rollout, config):
+    """Step 5 of reft_ppo.train, one epoch, with a new optimizer at the peak learning rate. It
+    changes the policy. Returns: pi / pi_old of the first response's tokens after it, (seq-1,)."""
+    optimizer, _ = adamw(policy, config.lr, steps=1, warmup_steps=1)
+    batch = [rollout[name] for name in ("ids", "attention_mask", "mask")]
+    torch.manual_seed(config.seed)  # it decides the order of the minibatches
+    order = torch.randperm(len(batch[0])).to(policy.lm.device)
+    for minibatch in order.split(config.minibatch_size):
+        for rows in split_by_length(minibatch, rollout["attention_mask"], config.micro_batch_size):
+            part = {name: x[rows] for name, x in rollout.items()}
+            logprobs, values = policy(*(x[rows] for x in batch))
+            loss = reft_ppo.policy_loss(logprobs, part["logprob"], part["white"], part["mask"],
+                                        config.clip_eps)
+            loss += config.vf_coef * reft_ppo.value_loss(values, part["value"], part["return"],
+                                                         part["mask"], config.clip_eps)
+            (loss * len(rows) / len(minibatch)).backward()
+        clip_grad_norm_(policy.parameters(), reft_ppo.MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
+    with torch.no_grad():
+        first, _ = policy(*(x[:1] for x in batch))
+    return (first[0] - rollout["logprob"][0]).exp()
 
 
-def ledger(tokenizer, rollout, ratios, clip_eps):
-    """A dict a token of the rollout's first response: its text and COLUMNS."""
-    mask = rollout.mask[0]
-    of = {"logprob": rollout.logprobs, "ref_logprob": rollout.ref_logprobs,
-          "kl": rollout.logprobs - rollout.ref_logprobs, "reward": rollout.rewards,
-          "value": rollout.values, "advantage": rollout.raw, "return": rollout.returns,
-          "white": rollout.advantages, "ratio": ratios}
-    rows = [dict(zip(of, numbers)) for numbers in zip(*(x[0][mask].tolist() for x in of.values()))]
-    for row, token in zip(rows, rollout.ids[0, 1:][mask].tolist()):
-        row["token"] = tokenizer.decode([token])
+def ledger(tokenizer, rollout, ratio, clip_eps):
+    """The first response, as a dict per token: its text and COLUMNS. ratio (seq-1,)."""
+    mask, rows = rollout["mask"][0], []
+    numbers = {name: x[0][mask].tolist() for name, x in rollout.items() if name in COLUMNS}
+    numbers["ratio"] = ratio[mask].tolist()
+    for token, *row in zip(rollout["ids"][0, 1:][mask].tolist(), *numbers.values()):
+        row = {"token": tokenizer.decode([token])} | dict(zip(numbers, row))
         moved = row["ratio"] - 1 if row["white"] > 0 else 1 - row["ratio"]
-        row["clipped"] = moved > clip_eps  # there its gradient is 0
+        rows.append(row | {"clipped": moved > clip_eps})
     return rows
 
 
-def show_rollout(run, step, question, rows, score, flags, count):
-    print(f"{run}, step {step}: a sample at T = 1\n\n{question}")
+def print_ledger(rows, score, count, config):
     sums = {name: sum(row[name] for row in rows)
-            for name in ["logprob", "ref_logprob", "kl", "reward"]}
-    lines = [[show_token(row["token"]), *(digits(row[name]) for name in list(COLUMNS)[:-1]),
-              "yes" if row["clipped"] else ""] for row in rows]
+            for name in ("logprob", "ref_logprob", "kl", "reward")}
+    lines = [[show_token(row["token"]), *(digits(row[name]) for name in COLUMNS
+                                          if name != "clipped"), "yes" * row["clipped"]]
+             for row in rows]
     lines.append(["sum", *(digits(sums[name]) if name in sums else "" for name in COLUMNS)])
     print(table(["token", *COLUMNS.values()], lines))
-    way = (f"; with gamma = lambda = 1 the first return is that sum: {rows[0]['return']:.3f}"
-           if flags.gamma == flags.lam == 1 else
-           f"; gamma {flags.gamma:g}, lambda {flags.lam:g}: A = delta + gamma lambda A of the next")
     print(f"\nsum of the rewards = score - beta x sum of KL: {sums['reward']:.3f} = {score:.3f} - "
-          f"{flags.kl_coef:g} x {sums['kl']:.3f}\nof each token return = A + V{way}\n"
-          f"ratio after: one epoch of updates at --lr {flags.lr:g} with a step's "
-          f"{count} rollouts; clipped: no gradient, as the ratio has moved by more than "
-          f"{flags.clip_eps:g} where A asks it to")
+          f"{config.kl_coef:g} x {sums['kl']:.3f}\nof each token: return = A + V; " + (
+              "with gamma = lambda = 1 the first return is the sum of the rewards"
+              if config.gamma == config.lam == 1 else
+              f"A = reward + gamma V(next) - V + gamma lambda A(next), with gamma {config.gamma:g} "
+              f"and lambda {config.lam:g}") +
+          f"\nratio after: pi / pi_old after one epoch of updates with a step's {count} rollouts, "
+          f"by a new AdamW at the peak --lr {config.lr:g}\nclipped: the ratio has moved more than "
+          f"{config.clip_eps:g} in the direction of A, so the token has no gradient")
 
 
-def explain_rollout(run, args, flags):
-    paths = {0: None} | {step_of(path): path for path in checkpoints(run)}
-    step = max(paths) if args.step is None else args.step
-    if step not in paths:
-        stop(f"--step {step}: {run} has the steps {', '.join(map(str, paths))}")
-    task = load_task(flags, flags.partial_reward)
-    if args.question > len(task.train):
-        stop(f"--question {args.question}: the training split has {len(task.train):,}")
-    asked = [(args.question - 1 + i) % len(task.train) for i in range(flags.batch_size)
-             for _ in range(flags.samples_per_question or 1)]
+def explain_rollout(run, config, number, html):
+    model = Path(run) / "model"
+    if not (model / "value_head.pt").exists():
+        stop(f"{model} has no value_head.pt: an older version made this run. Make it again")
+    task = load_task(config, config.partial_reward)
+    if number > len(task.train):
+        stop(f"--question {number}: the training split has only {len(task.train):,} questions")
+    asked = [(number - 1 + i) % len(task.train) for i in range(config.batch_size)
+             for _ in range(config.samples_per_question)]
     question = task.prompts(task.train[asked[:1]])[0]
-    lm, tokenizer = load_model(flags.warmup, flags.device)
-    start = reft_ppo.PolicyWithValue(lm, separate=flags.value == "separate")  # its V is 0
-    pages, first = {}, None
-    for at in [step, *(paths.keys() - {step} if args.html else [])]:
-        policy, optimizer = policy_at(paths[at], start, flags)
-        rollout, scores, first = roll_out(policy, start, tokenizer, task, asked, flags, first)
-        ratios = ratios_after(policy, optimizer, rollout, flags)
-        rows = ledger(tokenizer, rollout, ratios, flags.clip_eps)
-        pages[at] = {"score": scores[0].item(), "tokens": rows}
-    show_rollout(run, step, question, pages[step]["tokens"], pages[step]["score"], flags,
-                 len(asked))
-    if args.html:
-        write_page(args.html, run, question, COLUMNS, dict(sorted(pages.items())))
+    reference, tokenizer = load_policy(config.warmup, config, task)
+    best, first, pages = read_best(model)["step"], None, {}
+    for step in dict.fromkeys([best, 0] if html else [best]):
+        policy, _ = load_policy(*([run, config, task, model / "value_head.pt"] if step else
+                                  [config.warmup, config]))
+        rollout, score, first = roll_out(policy, reference, tokenizer, task, asked, config, first)
+        ratio = update(policy, rollout, config)
+        pages[step] = {"score": score, "tokens": ledger(tokenizer, rollout, ratio,
+                                                        config.clip_eps)}
+    print(f"{run}, its best model, of step {best}: a sample at T = 1\n\n{question}")
+    print_ledger(pages[best]["tokens"], pages[best]["score"], len(asked), config)
+    if html:
+        write_page(html, run, question, dict(sorted(pages.items())))
 
 
 # --- A pair of a DPO run ---
 
 
-def explain_pair(run, args, flags):
-    file = flags.pairs or f"{run}/pairs.jsonl"
-    pairs = load_pairs(file)
-    if args.pair > len(pairs):
-        stop(f"--pair {args.pair}: {file} has {len(pairs):,}")
-    pair = pairs[args.pair - 1]
-    policy, tokenizer = load_model(run, flags.device)
-    reference, _ = load_model(flags.warmup, flags.device)
-    encoded = encode_pairs(tokenizer, [pair], flags.max_length)
-    if not encoded:
-        stop(f"--pair {args.pair}: it is longer than {flags.max_length} tokens, or the same on "
-             "both sides, and was left out; choose another")
-    print(f"{run}, pair {args.pair}\n\n{pair['prompt']}")
-    logps = {}
-    for side in ["chosen", "rejected"]:
-        response = encoded[0][side]
-        rollout = Rollout(*pad([(encoded[0]["prompt"], response)], policy.device))
-        with torch.no_grad():
-            log_pi, log_ref = (token_logprobs(lm, rollout)[rollout.mask]
-                               for lm in (policy, reference))
-        logps[side] = log_pi.sum(), log_ref.sum()
-        lines = [[name, digits(p), digits(q), digits(p - q, "+")] for name, p, q in zip(
-            [*(show_token(tokenizer.decode([token])) for token in response), "sum"],
-            [*log_pi.tolist(), log_pi.sum().item()], [*log_ref.tolist(), log_ref.sum().item()])]
+@torch.no_grad()
+def explain_pair(run, config, number):
+    file = Path(run) / "pairs.jsonl"
+    pairs = load_pairs(file if file.exists() else config.pairs)
+    if number > len(pairs):
+        stop(f"--pair {number}: the run has only {len(pairs):,} pairs")
+    policy, tokenizer = load_for_training(run, config)
+    reference, _ = load_for_training(config.warmup, config)
+    [pair] = dpo.encode_pairs(tokenizer, pairs[number - 1:number],
+                              min(dpo.MAX_LENGTH, context_length(policy)))
+    print(f"{run}, pair {number}\n\n{pairs[number - 1]['prompt']}")
+    for side in ("chosen", "rejected"):
+        batch = pad([(pair["prompt"], pair[side])], policy.device)
+        logprobs, ref_logprobs = (token_logprobs(lm, *batch)[batch[2]].tolist()
+                                  for lm in (policy, reference))
+        tokens = [show_token(tokenizer.decode([token])) for token in pair[side]]
+        lines = [[token, digits(p), digits(q), digits(p - q, "+")] for token, p, q in zip(
+            [*tokens, "sum"], [*logprobs, sum(logprobs)], [*ref_logprobs, sum(ref_logprobs)])]
         print(table([side, "log pi", "log pi_ref", "difference"], lines) + "\n")
-    (chosen, ref_chosen), (rejected, ref_rejected) = logps.values()
-    losses, r_w, r_l = dpo.dpo_loss(chosen, rejected, ref_chosen, ref_rejected, flags.beta,
-                                    flags.label_smoothing)
-    print(f"r = beta x the sum of the differences, beta {flags.beta:g}: chosen {r_w.item():.3f}, "
-          f"rejected {r_l.item():.3f}\nmargin {(r_w - r_l).item():.3f}; loss -log sigmoid(margin) "
-          f"{losses.item():.3f}; weight in the gradient sigmoid(-margin) "
+    loss, r_w, r_l = dpo.dpo_loss(*dpo.pair_logps(policy, [pair]),
+                                  *dpo.pair_logps(reference, [pair]), config.beta)
+    print(f"r = beta x the sum of the differences, beta {config.beta:g}: chosen {r_w.item():.3f}, "
+          f"rejected {r_l.item():.3f}\nmargin {(r_w - r_l).item():.3f}; DPO's loss "
+          f"-log sigmoid(margin) {loss.item():.3f}; weight in its gradient sigmoid(-margin) "
           f"{torch.sigmoid(r_l - r_w).item():.3f}")
 
 
-def parse_args(argv=None):
-    parser = Parser(description=__doc__)
-    parser.add_argument("run", type=text, help="the folder of a run of reft_ppo.py or dpo.py")
-    parser.add_argument("--question", type=number(int, 1),
-                        help="of the training split, counted from 1; without it the first")
-    parser.add_argument("--step", type=number(int, 0), default=None,
-                        help="of the checkpoint that samples; 0: the warm-up; without it the last")
-    parser.add_argument("--pair", type=number(int, 1),
-                        help="of a DPO run, counted from 1; without it the first")
-    parser.add_argument("--html", type=text, metavar="FILE", help="write a page, too")
-    parser.add_argument("--seed", type=number(int, 0, 2**32), default=0, help="of the samples")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    return parser.parse_args(argv)
+# --- How numbers, tokens and the page look ---
+
+
+def digits(x, sign=""):
+    """Three digits, and no minus before 0."""
+    return f"{round(x, 3) + 0.0:{sign}.3f}"
+
+
+def show_token(token):
+    return json.dumps(token, ensure_ascii=False)[1:-1].replace("|", "\\|").replace(" ", "·")
+
+
+def write_page(path, run, question, pages):
+    """One HTML file that needs no other. pages: {step: {"score", "tokens"}}."""
+    content = json.dumps({"run": run, "question": question, "columns": COLUMNS, "pages": pages})
+    page = (HOME / "plumbing" / "ledger.html").read_text()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page.replace("/*LEDGER*/", content.replace("<", "\\u003c")))  # no </script>
+    print(f"\nsaved: {path}; open it in a browser")
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    own = files.flags_in(args.run) if (Path(args.run) / "config.json").exists() else {}
-    script = next((module for module, flag in [(reft_ppo, "gamma"), (dpo, "label_smoothing")]
-                   if flag in own), None)
-    if script is None:
-        stop(f"{args.run}: no run of reft_ppo.py or dpo.py; name the folder of one")
-    other = "pair" if script is reft_ppo else "question"
-    if getattr(args, other):
-        stop(f"--{other}: {args.run} is a run of {script.__name__}.py, which has none")
-    args.question, args.pair = args.question or 1, args.pair or 1
-    flags = argparse.Namespace(**vars(script.parse_args([])) | own | {
-        "seed": args.seed, "device": args.device})
-    explain = explain_rollout if script is reft_ppo else explain_pair
-    explain(args.run, args, flags)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a model may write anything
+    parser = Parser(description=__doc__)
+    count = functools.partial(number, int, at_least=1)
+    parser.add_argument("run", type=not_empty, help="a finished run of reft_ppo.py or dpo.py")
+    parser.add_argument("--question", type=count, metavar="N",
+                        help="its number in the training split (default: 1)")
+    parser.add_argument("--html", type=not_empty, metavar="FILE", help="write a page, too")
+    parser.add_argument("--pair", type=count, metavar="N", help="of a DPO run (default: 1)")
+    parser.add_argument("--seed", type=functools.partial(number, int, at_least=0, at_most=2**32),
+                        default=0, metavar="N", help="of the samples")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    args = parser.parse_args(argv)
+    script, config = load_config(args.run, seed=args.seed, device=args.device)
+    for name in ["pair"] if script is reft_ppo else ["question", "html"]:
+        if getattr(args, name):
+            stop(f"--{name}: {args.run} is a run of {script.__name__}.py. Leave --{name} out")
+    if script is reft_ppo:
+        explain_rollout(args.run, config, args.question or 1, args.html)
+    else:
+        explain_pair(args.run, config, args.pair or 1)
 
 
 if __name__ == "__main__":

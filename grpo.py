@@ -1,4 +1,4 @@
-"""GRPO, RLOO and Dr. GRPO: several samples of a question are judged by one another; no value.
+"""GRPO, RLOO and Dr. GRPO: several samples of a question are compared with each other; no value.
 
     python grpo.py                                                # the embedded task, in minutes
     python grpo.py --advantage rloo --out out/rloo                # leave-one-out
@@ -6,52 +6,65 @@
 
 Papers: GRPO (DeepSeekMath, arXiv 2402.03300v3), RLOO (2402.14740), Dr. GRPO (2503.20783).
 Differs from the papers:
-- an SFT warm-up comes first, as in ReFT; the model of that is the reference to the end
-- the KL is k3 in the loss for all three; RLOO's paper has it in the reward, Dr. GRPO's has none
+- an SFT warm-up comes first, as in ReFT, and stays the reference to the end
+- all three have the k3 KL in the loss; RLOO's paper has a KL in the reward, Dr. GRPO's has none
 - RLOO's ratio is clipped, too, since each rollout serves several updates
 - the best evaluation on dev chooses the model; test is measured once, after that
 - the learning rate rises over five steps and then falls to 0
 """
 
-import plumbing.threads  # noqa: F401 (before torch)
+import plumbing  # noqa: F401 (before torch)
 
 import copy
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch.nn.utils import clip_grad_norm_
+from transformers import set_seed
 
-from eval import dev_metrics, eval_kwargs, evaluate
-from graders import load_task
-from plumbing.advice import after_ppo
-from plumbing.checkpoints import guarded, set_seed
-from plumbing.cli import command, make_parser, number
-from plumbing.figures import draw_curves
-from plumbing.models import load_to_train
-from plumbing.packing import pad, predict
-from plumbing.rollouts import (Rollout, check_minibatch, micro_batches, minibatches,
-                               rollout_metrics, show, suspects_of, update_metrics)
-from plumbing.run import Run
-from plumbing.sampling import check_room, encode_prompts, generate_ids
-from plumbing.schedule import adamw, rise_and_fall
-from sft import add_warmup_flags, warm_up
+from eval import evaluate_dev, evaluate_test, load_task, rollout_metrics, update_metrics
+from lm import (adamw, encode_prompts, generate_ids, load_for_training, pad, split_by_length,
+                token_logprobs)
+from plumbing.cli import flag, parse
+from plumbing.run import Run, run_safely
+from sft import WarmupConfig, warm_up
 
 NAMES = {"grpo": "GRPO", "rloo": "RLOO", "dr-grpo": "Dr. GRPO"}  # --advantage: what people call it
+MAX_GRAD_NORM = 1.0
 
 
-# --- The formulas, and what the three differ in ---
+@dataclass
+class Config(WarmupConfig):
+    """In brackets: the values of GRPO's paper."""
+    out: str = flag("out/grpo", "the folder that this run writes; use a new one per configuration")
+    advantage: str = flag("grpo", "advantage and loss: see group_advantages and grpo_loss",
+                          choices=list(NAMES))
+    samples_per_question: int = flag(4, "K, the size of a group [64; RLOO 2 or 4, Dr. GRPO 8]",
+                                     at_least=2)
+    steps: int = flag(100, "rollouts, each followed by its updates", at_least=1)
+    batch_size: int = flag(64, "questions per step, K responses each [16]", at_least=1)
+    minibatch_size: int = flag(128, "responses per optimizer step [1024: all]", at_least=1)
+    epochs: int = flag(2, "passes over each rollout [1]", at_least=1)
+    lr: float = flag(5e-4, "peak learning rate [1e-6]", above=0)
+    kl_coef: float = flag(0.04, "beta, the weight of the KL to the warm-up model [0.04; Dr. GRPO "
+                          "0]", at_least=0)
+    partial_reward: float = flag(0.1, "the score of a wrong number", at_least=0)
+    clip_eps: float = flag(0.2, "epsilon, how far the ratio may move from 1", above=0)
+    eval_every: int = flag(20, "steps between evaluations on dev", at_least=1)
+
+
+# --- The formulas, and how the three differ ---
 
 
 def group_advantages(scores, kind):
     """How much better each sample scored than the others of its question.
 
-    grpo: (r - mean) / std, that of K - 1, so that a question counts the more, the more its samples
-        agree
+    grpo: (r - mean) / std, the unbiased std: a question whose samples agree counts more
     dr-grpo: r - mean
     rloo: r - the mean of the other K - 1, which is K / (K - 1) (r - mean)
 
-    Args: scores (questions, samples). Returns: the same shape; 0 in a group of equal scores, which
-    teaches nothing. Raises: ValueError for another kind, or a single sample, which has no others.
+    Args: scores (questions, samples). Returns: the same shape; exactly 0 in a group of equal
+    scores. Raises: ValueError for another kind, or for a single sample.
     """
     count = scores.shape[1]
     if kind not in NAMES or count < 2:
@@ -64,9 +77,8 @@ def group_advantages(scores, kind):
 
 
 def k3(logprobs, ref_logprobs):
-    """Of each token the estimate pi_ref / pi - 1 - log(pi_ref / pi) of KL(pi || pi_ref), in nats:
-    never below 0, and of samples of pi right on average (Schulman, "Approximating KL divergence").
-    """
+    """An estimate of KL(pi || pi_ref) per token, in nats: pi_ref / pi - 1 - log(pi_ref / pi). It is
+    never negative, and unbiased for samples from pi (Schulman, "Approximating KL divergence")."""
     log_ratio = ref_logprobs - logprobs
     return log_ratio.exp() - 1 - log_ratio
 
@@ -75,14 +87,13 @@ def grpo_loss(logprobs, old_logprobs, ref_logprobs, advantages, mask, clip_eps, 
               length=None):
     """-min(rho A, clip(rho, 1 - eps, 1 + eps) A) + beta k3, with rho = pi / pi_old; a scalar.
 
-    grpo: a token is an action; mean over the tokens of each response, then over the batch. The
-        tokens of a short response weigh more, so that it pays to be right in few words and wrong in
-        many.
-    dr-grpo: a constant takes the place of each length: every token of the batch weighs the same.
+    grpo: each token is an action; mean over the tokens of each response, then over the batch. A
+        token of a short response weighs more, which favours short right and long wrong responses.
+    dr-grpo: divides by a constant instead of each length: all tokens of the batch weigh the same.
     rloo: the response is one action: rho is the product of its tokens' ratios; mean over the batch.
 
     Args: logprobs, old_logprobs, ref_logprobs, mask (batch, seq-1); advantages (batch,);
-        length, Dr. GRPO's constant, without it seq-1. Raises: ValueError for another kind.
+        length, Dr. GRPO's constant (default: seq-1). Raises: ValueError for another kind.
     """
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0)
     if kind == "rloo":
@@ -100,165 +111,100 @@ def grpo_loss(logprobs, old_logprobs, ref_logprobs, advantages, mask, clip_eps, 
     raise ValueError(f"grpo_loss: kind {kind!r}")
 
 
-# --- The log-probabilities ---
-
-
-def token_logprobs(lm, rollout):
-    """log pi of every response token, in float32 nats: (batch, seq-1), 0 outside the mask."""
-    logits, _ = predict(lm, rollout.ids, rollout.attention_mask, rollout.mask)
-    logprobs = -F.cross_entropy(logits, rollout.ids[:, 1:][rollout.mask], reduction="none")
-    return torch.zeros(rollout.mask.shape, device=rollout.ids.device).masked_scatter(
-        rollout.mask, logprobs)
-
-
-@torch.no_grad()
-def score_tokens(lm, reference, rollout, size):
-    """Fill in the rollout's logprobs and ref_logprobs, `size` rows at a time."""
-    rollout.logprobs, rollout.ref_logprobs = torch.zeros(
-        2, *rollout.mask.shape, device=rollout.ids.device)
-    everything = torch.arange(len(rollout.ids), device=rollout.ids.device)
-    for index in micro_batches(rollout, everything, size):
-        part = rollout.rows(index)
-        rollout.logprobs[index] = token_logprobs(lm, part)
-        rollout.ref_logprobs[index] = token_logprobs(reference, part)
+def informative(scores):
+    """The share of questions whose samples did not all score the same. scores: (questions, samples)
+    """
+    return (scores != scores[:, :1]).any(-1).float().mean()
 
 
 # --- The algorithm ---
 
 
-def train(args):
-    run = Run(args, NAMES[args.advantage])
-    args.warmup = warm_up(args)  # SFT for a few epochs, so that sampling finds right answers at all
-    set_seed(args.seed)
-    task = load_task(args, args.partial_reward)
-    # In eval mode, and they stay there: with dropout the first ratio would not be 1
-    lm, tokenizer = load_to_train(args.warmup, args)
+def train(config):
+    run = Run(config, NAMES[config.advantage])
+    start = warm_up(config)  # SFT for a few epochs: without it, sampling hardly finds an answer
+    set_seed(config.seed)
+    task = load_task(config, config.partial_reward)
+    # Both models stay in eval mode: with dropout the first ratio would not be 1
+    lm, tokenizer = load_for_training(start, config, task)
     reference = copy.deepcopy(lm).requires_grad_(False)
-    check_room(lm, tokenizer, task.all_prompts(), args.max_new_tokens)
-    prompts = encode_prompts(tokenizer, task.prompts(task.train))
-    optimizer = adamw(lm, args.lr)
-    schedule = rise_and_fall(optimizer, args.steps, rise=5)  # of the learning rate, in rollouts
-    generator = torch.Generator(lm.device).manual_seed(args.seed)
-    run.begin(lm, tokenizer, [lm, optimizer, schedule, generator], args.steps,
-              args.minibatch_size, args.eval_every, measure_first=True,
-              shows=["reward", "kl", "response_tokens"],
-              measure=lambda: dev_metrics(lm, tokenizer, task, args, reference),
-              criterion=task.criterion)
+    optimizer, schedule = adamw(lm, config.lr, config.steps, warmup_steps=5)
+    generator = torch.Generator(lm.device).manual_seed(config.seed)
+    prompts, eos = encode_prompts(tokenizer, task.prompts(task.train)), tokenizer.eos_token_id
+    run.restore(lm=lm, optimizer=optimizer, schedule=schedule, generator=generator)
+    if run.step == 0:  # the warm-up is the first candidate
+        run.keep_best(lm, tokenizer, evaluate_dev(lm, tokenizer, task, config),
+                      task.selection_metric)
 
-    for step in run.steps():
-        # 1. Rollout: K responses to each question, of the policy itself, at T = 1
-        asked = [i for i in run.take(args.batch_size, len(prompts))
-                 for _ in range(args.samples_per_question)]
-        responses = generate_ids(lm, [prompts[i] for i in asked], tokenizer.eos_token_id,
-                                 args.max_new_tokens, temperature=1.0, generator=generator,
-                                 batch_size=args.generate_batch_size)
-        rollout = Rollout(*pad([(prompts[i], r) for i, r in zip(asked, responses)], lm.device))
+    for step in run.steps(config.steps):
+        # 1. Rollout: sample K responses per question from the policy, at temperature 1
+        asked = run.next_questions(config.batch_size, len(prompts), config.samples_per_question)
+        responses = generate_ids(lm, [prompts[i] for i in asked], eos, config.max_new_tokens,
+                                 temperature=1.0, generator=generator,
+                                 batch_size=2 * config.micro_batch_size)
+        ids, attention_mask, mask = pad([(prompts[i], r) for i, r in zip(asked, responses)],
+                                        lm.device)
 
-        # 2. Score: 1 for the right answer, 0.1 for a wrong number, 0 for none; or another's score
+        # 2. Score: 1 for the right answer, 0.1 for a wrong number, 0 for none
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
         grades = task.grade(texts, task.train[asked])
         scores = torch.tensor([grade.score for grade in grades], device=lm.device)
 
-        # 3. The group takes the place of a value: each score against the others of its question
-        groups = scores.view(args.batch_size, args.samples_per_question)
-        rollout.advantages = group_advantages(groups, args.advantage).flatten()  # (batch,)
+        # 3. The group is the baseline: compare each score with the other samples of its question
+        groups = scores.view(config.batch_size, config.samples_per_question)
+        advantages = group_advantages(groups, config.advantage).flatten()  # (batch,)
 
-        # 4. log pi_old and log pi_ref, computed as the updates do it: the first ratio is 1
-        score_tokens(lm, reference, rollout, args.micro_batch_size)
+        # 4. log pi_old and log pi_ref of every response token: (batch, seq-1)
+        old_logprobs, ref_logprobs = torch.zeros(2, *mask.shape, device=lm.device)
+        everything = torch.arange(len(ids), device=lm.device)
+        with torch.no_grad():
+            for rows in split_by_length(everything, attention_mask, config.micro_batch_size):
+                part = ids[rows], attention_mask[rows], mask[rows]
+                old_logprobs[rows] = token_logprobs(lm, *part)
+                ref_logprobs[rows] = token_logprobs(reference, *part)
 
-        # 5. A few epochs of updates with the clipped loss, in which the KL is
-        updates, log_ratios, lr = [], [], schedule.get_last_lr()[0]
-        for minibatch in minibatches(len(asked), args.minibatch_size, args.epochs, lm.device):
-            loss = 0.0
-            for index in micro_batches(rollout, minibatch, args.micro_batch_size):
-                part = rollout.rows(index)
-                logprobs = token_logprobs(lm, part)
-                part_loss = grpo_loss(
-                    logprobs, part.logprobs, part.ref_logprobs, part.advantages, part.mask,
-                    args.clip_eps, args.kl_coef, args.advantage, length=args.max_new_tokens)
-                part_loss = part_loss * len(index) / len(minibatch)
-                part_loss.backward()
-                loss += part_loss.detach()
-                log_ratios.append((logprobs.detach() - part.logprobs)[part.mask])
-            grad_norm = run.update(lm, optimizer, lambda: not_finite(
-                lm, rollout, scores, asked, minibatch, args.micro_batch_size))
-            updates.append((loss, grad_norm, rollout.attention_mask[minibatch].sum()))
+        # 5. A few passes over the rollout, each in minibatches, one clipped update per minibatch
+        losses, grad_norms, log_ratios, lr = [], [], [], schedule.get_last_lr()[0]
+        for _ in range(config.epochs):
+            for minibatch in torch.randperm(len(ids)).to(lm.device).split(config.minibatch_size):
+                losses.append(0.0)
+                for rows in split_by_length(minibatch, attention_mask, config.micro_batch_size):
+                    logprobs = token_logprobs(lm, ids[rows], attention_mask[rows], mask[rows])
+                    loss = grpo_loss(logprobs, old_logprobs[rows], ref_logprobs[rows],
+                                     advantages[rows], mask[rows], config.clip_eps, config.kl_coef,
+                                     config.advantage, length=config.max_new_tokens)
+                    loss = loss * len(rows) / len(minibatch)
+                    loss.backward()  # the gradients of the micro-batches add up
+                    losses[-1] += loss.detach()
+                    log_ratios.append((logprobs.detach() - old_logprobs[rows])[mask[rows]])
+                grad_norms.append(clip_grad_norm_(lm.parameters(), MAX_GRAD_NORM,
+                                                  error_if_nonfinite=True))
+                optimizer.step()
+                optimizer.zero_grad()
         schedule.step()
-        run.log(rollout_metrics(rollout, scores, grades, responses, tokenizer.eos_token_id,
-                                args.samples_per_question)
-                | update_metrics(updates, torch.cat(log_ratios), args.clip_eps)
-                | task.own_metrics(texts) | {"lr": lr},
-                samples=lambda: show(step, rollout, grades, task, task.train[asked], texts))
 
-    # 6. The best policy on dev is the model
-    finish(run, tokenizer, task, reference)
+        # 6. From time to time: measure on dev, and keep the best model
+        metrics = {"questions": config.batch_size, "lr": lr,
+                   "tokens": config.epochs * attention_mask.sum().item(),
+                   "informative": informative(groups).item(),
+                   **rollout_metrics(scores, grades, responses, eos, old_logprobs, ref_logprobs,
+                                     mask), **task.task_metrics(texts),
+                   **update_metrics(losses, grad_norms, torch.cat(log_ratios), config.clip_eps)}
+        if run.time_to_evaluate(config.eval_every):
+            metrics |= run.keep_best(lm, tokenizer, evaluate_dev(lm, tokenizer, task, config),
+                                     task.selection_metric)
+            run.print_samples(task.prompts(task.train[asked[:2]]), texts, grades)
+        run.log(metrics)
 
-
-@torch.no_grad()
-def not_finite(lm, rollout, scores, asked, minibatch, size):
-    """What to look at where a gradient is not finite: see Run.update."""
-    suspects = suspects_of(rollout, scores, asked)
-    for index in micro_batches(rollout, minibatch, size):
-        part = rollout.rows(index)
-        logprobs = token_logprobs(lm, part)
-        suspects.append(("pi / pi_old or pi_ref / pi", (logprobs - part.logprobs).exp()
-                         + (part.ref_logprobs - logprobs).exp(),
-                         [asked[i] for i in index.tolist()], None))
-    return suspects
-
-
-def finish(run, tokenizer, task, reference):
-    args, beside = run.args, Path(run.out).parent
-    run.finish(
-        lambda model: evaluate(model, tokenizer, task.test, task=task, **eval_kwargs(args)),
-        count=len(task.test), start=lambda: reference,
-        draw=lambda result: draw_curves([(run.name, [run.out])], f"{run.out}/curves.png",
-                                        own=task.own_metrics([]), results={run.out: result}),
-        diagnose=lambda metrics: after_ppo(metrics, run.first[run.criterion], run.criterion),
-        proposals=[f"{command('sft.py', args, 'sft')}   # the baseline",
-                   f"{command('reft_ppo.py', args, 'reft')}   # a value in place of the group",
-                   f"python eval.py {args.warmup} {beside / 'sft'} {beside / 'reft'} {args.out}"])
-
-
-def parse_args(argv=None):
-    parser = make_parser(__doc__, out="out/grpo")
-    add_warmup_flags(parser)
-    flags = parser.add_argument_group("GRPO (its paper's values in brackets)")
-    flags.add_argument("--advantage", default="grpo", choices=list(NAMES),
-                       help="whose advantage and loss: see group_advantages and grpo_loss")
-    flags.add_argument("--samples-per-question", type=number(int, 2), default=4,
-                       help="K, the size of a group [64; RLOO 2 or 4, Dr. GRPO 8]")
-    flags.add_argument("--steps", type=number(int, 1), default=100,
-                       help="rollouts, each followed by its updates")
-    flags.add_argument("--batch-size", type=number(int, 1), default=64,
-                       help="questions a step, K responses each [16]")
-    flags.add_argument("--minibatch-size", type=number(int, 1), default=None,
-                       help="responses an optimizer step; without it 128, or all if that is less "
-                       "[1024: all]")
-    flags.add_argument("--epochs", type=number(int, 1), default=2,
-                       help="updates with each rollout [1]")
-    flags.add_argument("--lr", type=number(float, above=0), default=5e-4,
-                       help="peak learning rate [1e-6]")
-    flags.add_argument("--kl-coef", type=number(float, 0), default=0.04,
-                       help="beta, the weight of the KL to the warm-up model in the loss [0.04; "
-                       "Dr. GRPO 0]")
-    flags.add_argument("--partial-reward", type=number(float, 0), default=0.1,
-                       help="the score of an answer that is a number, but wrong")
-    flags.add_argument("--clip-eps", type=number(float, above=0), default=0.2,
-                       help="epsilon, how far the ratio may move from 1")
-    flags.add_argument("--max-grad-norm", type=number(float, above=0), default=1.0)
-    flags.add_argument("--eval-every", type=number(int, 1), default=20,
-                       help="steps between evaluations on dev; two responses are shown then")
-    flags.add_argument("--eval-samples", type=number(int, 0), default=0,
-                       help="samples to each dev problem in evaluations, to log the reward and "
-                       "the KL to the warm-up model (0: none)")
-    args = parser.parse_args(argv)
-    check_minibatch(parser, args)
-    return args
+    # 7. The best model on dev is measured on test, once
+    run.load_best(lm)
+    run.finish(evaluate_test(lm, tokenizer, task, config), len(task.test),
+               warmup=evaluate_test(reference, tokenizer, task, config),
+               compare_with=["sft", "reft"])
 
 
 def main(argv=None):
-    guarded(train, parse_args(argv))
+    run_safely(train, parse(Config, argv, __doc__))
 
 
 if __name__ == "__main__":

@@ -3,43 +3,69 @@
     python reft_ppo.py                                             # the embedded task, in minutes
     python reft_ppo.py --cot program --out out/program/reft        # Python programs as solutions
     python reft_ppo.py --task my_task/ --out out/my_task/reft      # your own: see docs/tasks.md
-    python reft_ppo.py --reward grader.json --out out/graded       # OpenAI's format: graders.py
+    python reft_ppo.py --reward my_rule.py --out out/graded        # your own score: docs/graders.md
     python reft_ppo.py --reward out/reward_model --out out/rlhf    # RLHF: a learned score
 
 Papers: ReFT (arXiv 2401.08967v3), PPO (1707.06347), GAE (1506.02438).
 Differs from the paper:
 - the best evaluation on dev chooses the model; test is measured once, after that
-- lambda is 1: with 0.95, a choice made 40 tokens before the reward is credited with 13% of it
-- the value head starts at zero, so the first advantages are made of rewards alone
+- lambda is 1: with 0.95, a token 40 tokens before the reward gets 13% of the credit
+- the value head starts at zero, so the first advantages come from rewards alone
 - the learning rate rises over five steps and then falls to 0 (paper: constant)
-- a learned reward is shifted and scaled by the mean and deviation of all its scores so far
-- warm-up, learning rate, batch and value weight default to what suits the tiny embedded model
+- the defaults of warm-up, learning rate, batch and value weight suit the tiny embedded model
 """
 
-import plumbing.threads  # noqa: F401 (before torch)
+import plumbing  # noqa: F401 (before torch)
 
 import copy
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from transformers import set_seed
 
-from eval import dev_metrics, eval_kwargs, evaluate
-from graders import load_task
-from plumbing import files
-from plumbing.advice import after_ppo, after_rlhf
-from plumbing.checkpoints import guarded, set_seed
-from plumbing.cli import command, is_reward_model, make_parser, number
-from plumbing.figures import draw_curves, draw_learned_reward
-from plumbing.models import load_to_train
-from plumbing.packing import pad, predict
-from plumbing.rollouts import (Rollout, approx_kl, check_minibatch, micro_batches, minibatches,
-                               rollout_metrics, show, suspects_of, update_metrics)
-from plumbing.run import Run
-from plumbing.sampling import check_room, encode_prompts, generate_ids
-from plumbing.schedule import adamw, rise_and_fall
-from sft import add_warmup_flags, warm_up
+from eval import evaluate_dev, evaluate_test, load_task, rollout_metrics, update_metrics
+from lm import (adamw, encode_prompts, gather_logprobs, generate_ids, load_for_training, pad,
+                response_logits, scatter, split_by_length)
+from plumbing.cli import flag, parse
+from plumbing.run import Run, run_safely
+from sft import WarmupConfig, warm_up
+
+MAX_GRAD_NORM = 1.0  # the paper's
+
+
+@dataclass
+class Config(WarmupConfig):
+    """In brackets: the paper's values."""
+    out: str = flag("out/reft", "the folder that this run writes; use a new one per configuration")
+    steps: int = flag(100, "rollouts, each followed by its updates [300 epochs of the questions]",
+                      at_least=1)
+    batch_size: int = flag(256, "questions per step [32; 256 for a 125M model]", at_least=1)
+    samples_per_question: int = flag(1, "responses per question [1]", at_least=1)
+    minibatch_size: int = flag(128, "responses per optimizer step", at_least=1)
+    ppo_epochs: int = flag(2, "passes over each rollout, U in the paper [2]", at_least=1)
+    lr: float = flag(5e-4, "peak learning rate [3e-7; 3e-6 for a 125M model]", above=0)
+    kl_coef: float = flag(None, "beta, the KL penalty per nat (default: 0.05 with --cot nl, 0.01 "
+                          "with program, as in the paper; 0.3 with a reward model)", float,
+                          at_least=0)
+    partial_reward: float = flag(0.1, "the score of a wrong number [0.1; RLVR 0]", at_least=0)
+    eos_penalty: float = flag(0.0, "subtracted from the score of a response that was cut off "
+                              "[0; RLVR: as much as a right answer scores]", at_least=0)
+    gamma: float = flag(1.0, "discount [text 0.95, code 1]", at_least=0, at_most=1)
+    lam: float = flag(1.0, "lambda of GAE [text 1, code 0.95]", at_least=0, at_most=1)
+    clip_eps: float = flag(0.2, "epsilon, for the ratio and for the value [0.2]", above=0)
+    vf_coef: float = flag(None, "alpha, the weight of the value loss (default: 0.3; 0.1 with a "
+                          "reward model, whose returns are larger) [5]", float, at_least=0)
+    eval_every: int = flag(20, "steps between evaluations on dev", at_least=1)
+
+    def __post_init__(self):
+        if self.kl_coef is None:
+            beta = {"nl": 0.05, "program": 0.01}[self.cot]
+            self.kl_coef = 0.3 if self.uses_reward_model else beta
+        if self.vf_coef is None:
+            self.vf_coef = 0.1 if self.uses_reward_model else 0.3
 
 
 # --- The formulas, in the order in which the algorithm uses them (ReFT section 3.2) ---
@@ -50,30 +76,31 @@ def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef):
 
     r_t = score [t is last] - beta (log pi_old(a_t|s_t) - log pi_ref(a_t|s_t))
 
-    The bracket's mean under pi_old is KL(pi_old || pi_ref), never below 0; of one sample it can be.
+    Averaged over samples from pi_old, the log-ratio is KL(pi_old || pi_ref) >= 0; for a single
+    sample it can be negative.
 
     Args: scores (batch,); logprobs, ref_logprobs, mask (batch, seq-1); kl_coef, the paper's beta.
     Returns: (batch, seq-1), 0 outside the mask.
     """
     penalties = (-kl_coef * (logprobs - ref_logprobs)).masked_fill(~mask, 0)
-    still_to_come = mask.flip(-1).cumsum(-1).flip(-1)  # tokens of the response, this one included
-    is_last = mask & (still_to_come == 1)  # EOS, or the last token of a response cut off
+    left = mask.flip(-1).cumsum(-1).flip(-1)  # tokens of the response from here on
+    is_last = mask & (left == 1)  # EOS, or the last token of a response that was cut off
     return penalties + scores[:, None] * is_last
 
 
 def compute_gae(rewards, values, mask, gamma, lam):
     """Generalized advantage estimation: A_t = sum_l (gamma lam)^l delta_{t+l}.
 
-    delta_t = r_t + gamma V(s_{t+1}) - V(s_t), with V = 0 past the end: a response that was cut off
-    ends there too, since its score has been given. The return is A_t + V(s_t).
+    delta_t = r_t + gamma V(s_{t+1}) - V(s_t), and V = 0 past the last token, also if the response
+    was cut off there: its score has been given. The return is A_t + V(s_t).
 
     Args: rewards, values, mask (batch, seq-1); values[:, t] is V of the state before token t+1.
     Returns: advantages and returns, both (batch, seq-1) and 0 outside the mask.
     """
     rewards = rewards.masked_fill(~mask, 0)
-    values = F.pad(values.masked_fill(~mask, 0), (0, 1))  # the last response's end: V = 0
+    values = F.pad(values.masked_fill(~mask, 0), (0, 1))  # V = 0 past the end
     advantages = torch.zeros_like(rewards)
-    advantage = torch.zeros_like(rewards[:, 0])  # A_{t+1}, coming from the right
+    advantage = torch.zeros_like(rewards[:, 0])  # A_{t+1}, going backwards
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * values[:, t + 1] - values[:, t]
         advantage = (delta + gamma * lam * advantage) * mask[:, t]
@@ -82,22 +109,23 @@ def compute_gae(rewards, values, mask, gamma, lam):
 
 
 def whiten(x, mask):
-    """x (batch, seq-1) shifted and scaled to mean 0, biased variance 1 over the mask; 0 outside."""
+    """Shift and scale x (batch, seq-1) to mean 0 and biased variance 1 over the mask; 0 outside."""
     kept = x[mask]
     white = (x - kept.mean()) / (kept.var(unbiased=False) + 1e-8).sqrt()
     return white.masked_fill(~mask, 0)
 
 
 def mean_of_means(x, mask):
-    """Mean over the tokens of each response, then over the batch: long responses weigh no more."""
+    """The mean over the tokens of each response, then over the batch: a scalar. Long and short
+    responses count the same."""
     return (x.masked_fill(~mask, 0).sum(-1) / mask.sum(-1).clamp(min=1)).mean()
 
 
 def policy_loss(logprobs, old_logprobs, advantages, mask, clip_eps):
-    """-min(rho A, clip(rho, 1 - eps, 1 + eps) A) with rho = pi / pi_old; a scalar.
+    """-min(rho A, clip(rho, 1 - eps, 1 + eps) A) with rho = pi / pi_old, as mean_of_means: a
+    scalar. All tensors (batch, seq-1).
 
-    A mean per response, then over the batch. The minimum takes the gradient away where the policy
-    has already moved further than eps in the direction that A asks for. All tensors (batch, seq-1).
+    The min zeroes the gradient once the ratio has moved more than eps in the direction of A.
     """
     ratio = (logprobs - old_logprobs).masked_fill(~mask, 0).exp()
     clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps)
@@ -105,264 +133,133 @@ def policy_loss(logprobs, old_logprobs, advantages, mask, clip_eps):
 
 
 def value_loss(values, old_values, returns, mask, clip_eps):
-    """1/2 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2), the same means; a scalar."""
+    """1/2 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2), as mean_of_means: a scalar.
+    """
     clipped = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
     return mean_of_means(0.5 * torch.max((values - returns) ** 2, (clipped - returns) ** 2), mask)
+
+
+def explained_variance(values, returns, mask):
+    """1 - Var(R - V) / Var(R) over the response tokens: 1 if V is perfect, 0 if it is a constant.
+    """
+    returns, values = returns[mask], values[mask]
+    return 1 - (returns - values).var(unbiased=False) / returns.var(unbiased=False).clamp(min=1e-8)
 
 
 # --- The model ---
 
 
 class PolicyWithValue(nn.Module):
-    """A causal LM and a value of each state: one linear map of the LM's own last hidden state, or
-    of that of a network of its own, which starts as a copy of the LM (the paper's ablation)."""
+    """A causal LM, and V of each state: a linear map of the LM's own last hidden state."""
 
-    def __init__(self, lm, separate=False):
+    def __init__(self, lm):
         super().__init__()
         self.lm = lm
-        self.critic = copy.deepcopy(lm) if separate else None
         self.value_head = nn.Linear(lm.get_output_embeddings().in_features, 1).to(lm.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
     def forward(self, ids, attention_mask, mask):
-        """For the states in which the masked tokens were chosen, in the order of x[mask]: logits
-        (response tokens, vocab) and values (response tokens,)."""
-        logits, hidden = predict(self.lm, ids, attention_mask, mask,
-                                 hidden_states=self.critic is None)
-        if self.critic is not None:
-            _, hidden = predict(self.critic, ids, attention_mask, mask, hidden_states=True)
-        return logits, self.value_head(hidden.float())[:, 0]
+        """log pi of each response token, in nats, and V of the state before it.
 
-
-def logprobs_and_values(policy, rollout):
-    """log pi of every response token, in float32 nats, and V of the state before it.
-
-    Returns: both (batch, seq-1), 0 outside the mask.
-    """
-    logits, values = policy(rollout.ids, rollout.attention_mask, rollout.mask)
-    logprobs = -F.cross_entropy(logits, rollout.ids[:, 1:][rollout.mask], reduction="none")
-    blank = torch.zeros(rollout.mask.shape, device=rollout.ids.device)
-    return blank.masked_scatter(rollout.mask, logprobs), blank.masked_scatter(rollout.mask, values)
-
-
-class RunningScale(nn.Module):
-    """Shifts and scales scores by the mean and the deviation of all so far, these included: those
-    of a reward model have no zero and no unit, and the KL penalty that joins them is in nats. A
-    module, so that checkpoints hold it."""
-
-    def __init__(self):
-        super().__init__()
-        for name in ["count", "mean", "squares"]:  # squares: the sum of squared distances from mean
-            self.register_buffer(name, torch.zeros((), dtype=torch.double))
-
-    def forward(self, scores):
-        """scores (batch,). Returns: the same, mean about 0 and deviation about 1."""
-        new, seen = scores.cpu().double(), self.count.clone()
-        self.count += len(new)
-        distance = new.mean() - self.mean
-        self.mean += distance * len(new) / self.count
-        self.squares += new.var(unbiased=False) * len(new)
-        self.squares += distance ** 2 * seen * len(new) / self.count
-        return (scores - self.mean.item()) / (self.deviation() + 1e-8)
-
-    def deviation(self):
-        return (self.squares / self.count).sqrt().item()
-
-
-@torch.no_grad()
-def score_tokens(policy, reference, rollout, size):
-    """Fill in the rollout's logprobs, values and ref_logprobs, `size` rows at a time."""
-    rollout.logprobs, rollout.values, rollout.ref_logprobs = torch.zeros(
-        3, *rollout.mask.shape, device=rollout.ids.device)
-    everything = torch.arange(len(rollout.ids), device=rollout.ids.device)
-    for index in micro_batches(rollout, everything, size):
-        part = rollout.rows(index)
-        rollout.logprobs[index], rollout.values[index] = logprobs_and_values(policy, part)
-        rollout.ref_logprobs[index], _ = logprobs_and_values(reference, part)
+        Args: as lm.pad returns them. Returns: both (batch, seq-1), 0 outside the mask.
+        """
+        logits, hidden = response_logits(self.lm, ids, attention_mask, mask, with_hidden=True)
+        values = self.value_head(hidden.float())[:, 0]  # (response tokens,)
+        return gather_logprobs(logits, ids, mask), scatter(values, mask)
 
 
 # --- The algorithm ---
 
 
-def train(args):
-    run = Run(args, "RLHF" if is_reward_model(args.reward) else "ReFT")
-    args.warmup = warm_up(args)  # SFT for a few epochs, so that sampling finds right answers at all
-    set_seed(args.seed)
-    task = load_task(args, args.partial_reward)
-    lm, tokenizer = load_to_train(args.warmup, args)
-    # In eval mode, and they stay there: with dropout the first ratio would not be 1
-    policy = PolicyWithValue(lm, separate=args.value == "separate")
-    reference = PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)  # its values are not read
-    check_room(lm, tokenizer, task.all_prompts(), args.max_new_tokens)
-    prompts = encode_prompts(tokenizer, task.prompts(task.train))
-    optimizer = adamw(policy, args.lr)
-    schedule = rise_and_fall(optimizer, args.steps, rise=5)  # of the learning rate, in rollouts
-    generator = torch.Generator(lm.device).manual_seed(args.seed)
-    scale = RunningScale() if task.learned else nn.Identity()  # a rule's scores are as they are
-    samples, eos = args.samples_per_question or 1, tokenizer.eos_token_id
-    run.begin(lm, tokenizer, [policy, optimizer, schedule, generator, scale], args.steps,
-              args.minibatch_size, args.eval_every, measure_first=True,
-              shows=["reward", "kl", "response_tokens"],
-              measure=lambda: dev_metrics(lm, tokenizer, task, args, reference.lm),
-              criterion=task.criterion)
+def train(config):
+    run = Run(config, "RLHF" if config.uses_reward_model else "ReFT")
+    start = warm_up(config)  # SFT for a few epochs: without it, sampling hardly finds an answer
+    set_seed(config.seed)
+    task = load_task(config, config.partial_reward)
+    # Both models stay in eval mode: with dropout the first ratio would not be 1
+    lm, tokenizer = load_for_training(start, config, task)
+    policy = PolicyWithValue(lm)
+    reference = PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)  # its V is not used
+    optimizer, schedule = adamw(policy, config.lr, config.steps, warmup_steps=5)
+    generator = torch.Generator(lm.device).manual_seed(config.seed)
+    prompts, eos = encode_prompts(tokenizer, task.prompts(task.train)), tokenizer.eos_token_id
+    run.restore(policy=policy, optimizer=optimizer, schedule=schedule, generator=generator)
+    if run.step == 0:  # the warm-up is the first candidate
+        run.keep_best(lm, tokenizer, evaluate_dev(lm, tokenizer, task, config),
+                      task.selection_metric, policy.value_head)
 
-    for step in run.steps():
-        # 1. Rollout: one response to each question, or several, of the policy itself, at T = 1
-        asked = [i for i in run.take(args.batch_size, len(prompts)) for _ in range(samples)]
-        responses = generate_ids(lm, [prompts[i] for i in asked], eos, args.max_new_tokens,
+    for step in run.steps(config.steps):
+        # 1. Rollout: sample responses from the policy, at temperature 1
+        asked = run.next_questions(config.batch_size, len(prompts), config.samples_per_question)
+        responses = generate_ids(lm, [prompts[i] for i in asked], eos, config.max_new_tokens,
                                  temperature=1.0, generator=generator,
-                                 batch_size=args.generate_batch_size)
-        rollout = Rollout(*pad([(prompts[i], r) for i, r in zip(asked, responses)], lm.device))
+                                 batch_size=2 * config.micro_batch_size)
+        ids, attention_mask, mask = pad([(prompts[i], r) for i, r in zip(asked, responses)],
+                                        lm.device)
 
-        # 2. Score: 1 for the right answer, 0.1 for a wrong number, 0 for none; or another score
+        # 2. Score: 1 for the right answer, 0.1 for a wrong number, 0 for none
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
         grades = task.grade(texts, task.train[asked])
-        scores = torch.tensor([grade.score - (args.eos_penalty or 0.0) * (eos not in response)
+        scores = torch.tensor([grade.score - config.eos_penalty * (eos not in response)
                                for grade, response in zip(grades, responses)], device=lm.device)
 
-        # 3. log pi_old, V_old and log pi_ref, computed as the updates do it: the first ratio is 1
-        score_tokens(policy, reference, rollout, args.micro_batch_size)
+        # 3. log pi_old, V_old and log pi_ref of every response token: (batch, seq-1)
+        old_logprobs, old_values, ref_logprobs = torch.zeros(3, *mask.shape, device=lm.device)
+        everything = torch.arange(len(ids), device=lm.device)
+        with torch.no_grad():
+            for rows in split_by_length(everything, attention_mask, config.micro_batch_size):
+                part = ids[rows], attention_mask[rows], mask[rows]
+                old_logprobs[rows], old_values[rows] = policy(*part)
+                ref_logprobs[rows], _ = reference(*part)
 
-        # 4. The KL penalty joins the score; advantages, whitened, and returns
-        rewards = token_rewards(scale(scores), rollout.logprobs, rollout.ref_logprobs,
-                                rollout.mask, args.kl_coef)
-        advantages, rollout.returns = compute_gae(rewards, rollout.values, rollout.mask,
-                                                  args.gamma, args.lam)
-        rollout.advantages = whiten(advantages, rollout.mask)
+        # 4. The KL penalty joins the score; advantages and returns
+        rewards = token_rewards(scores, old_logprobs, ref_logprobs, mask, config.kl_coef)
+        advantages, returns = compute_gae(rewards, old_values, mask, config.gamma, config.lam)
+        advantages = whiten(advantages, mask)
 
-        # 5. U epochs of updates with the clipped losses
-        updates, log_ratios, lr = [], [], schedule.get_last_lr()[0]
-        for minibatch in minibatches(len(asked), args.minibatch_size, args.ppo_epochs, lm.device):
-            loss, log_ratio = 0.0, []
-            for index in micro_batches(rollout, minibatch, args.micro_batch_size):
-                part = rollout.rows(index)
-                logprobs, values = logprobs_and_values(policy, part)
-                loss_pi = policy_loss(logprobs, part.logprobs, part.advantages, part.mask,
-                                      args.clip_eps)
-                loss_v = value_loss(values, part.values, part.returns, part.mask, args.clip_eps)
-                part_loss = (loss_pi + args.vf_coef * loss_v) * len(index) / len(minibatch)
-                part_loss.backward()
-                loss += part_loss.detach()
-                log_ratio.append((logprobs.detach() - part.logprobs)[part.mask])
-            log_ratios += log_ratio
-            if args.target_kl and updates and approx_kl(torch.cat(log_ratio)) > args.target_kl:
+        # 5. U passes over the rollout, each in minibatches, one clipped update per minibatch
+        losses, grad_norms, log_ratios, lr = [], [], [], schedule.get_last_lr()[0]
+        for _ in range(config.ppo_epochs):
+            for minibatch in torch.randperm(len(ids)).to(lm.device).split(config.minibatch_size):
+                losses.append(0.0)
+                for rows in split_by_length(minibatch, attention_mask, config.micro_batch_size):
+                    logprobs, values = policy(ids[rows], attention_mask[rows], mask[rows])
+                    loss = (policy_loss(logprobs, old_logprobs[rows], advantages[rows], mask[rows],
+                                        config.clip_eps) + config.vf_coef *
+                            value_loss(values, old_values[rows], returns[rows], mask[rows],
+                                       config.clip_eps)) * len(rows) / len(minibatch)
+                    loss.backward()  # the gradients of the micro-batches add up
+                    losses[-1] += loss.detach()
+                    log_ratios.append((logprobs.detach() - old_logprobs[rows])[mask[rows]])
+                grad_norms.append(clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM,
+                                                  error_if_nonfinite=True))
+                optimizer.step()
                 optimizer.zero_grad()
-                break
-            grad_norm = run.update(policy, optimizer, lambda: not_finite(
-                policy, rollout, scores, asked, minibatch, args.micro_batch_size))
-            updates.append((loss, grad_norm, rollout.attention_mask[minibatch].sum()))
         schedule.step()
-        run.log(rollout_metrics(rollout, scores, grades, responses, eos, samples)
-                | update_metrics(updates, torch.cat(log_ratios), args.clip_eps)
-                | task.own_metrics(texts) | scale_metrics(scale) | {"lr": lr},
-                samples=lambda: show(step, rollout, grades, task, task.train[asked], texts))
 
-    # 6. The best policy on dev is the model
-    finish(run, tokenizer, task, reference.lm)
+        # 6. From time to time: measure on dev, and keep the best model
+        metrics = {"questions": config.batch_size, "lr": lr,
+                   "tokens": config.ppo_epochs * attention_mask.sum().item(),
+                   "explained_variance": explained_variance(old_values, returns, mask).item(),
+                   **rollout_metrics(scores, grades, responses, eos, old_logprobs, ref_logprobs,
+                                     mask), **task.task_metrics(texts),
+                   **update_metrics(losses, grad_norms, torch.cat(log_ratios), config.clip_eps)}
+        if run.time_to_evaluate(config.eval_every):
+            metrics |= run.keep_best(lm, tokenizer, evaluate_dev(lm, tokenizer, task, config),
+                                     task.selection_metric, policy.value_head)
+            run.print_samples(task.prompts(task.train[asked[:2]]), texts, grades)
+        run.log(metrics)
 
-
-def scale_metrics(scale):
-    """By what a learned reward was shifted and divided."""
-    return ({"reward_mean": scale.mean.item(), "reward_deviation": scale.deviation()}
-            if isinstance(scale, RunningScale) else {})
-
-
-@torch.no_grad()
-def not_finite(policy, rollout, scores, asked, minibatch, size):
-    """What to look at where a gradient is not finite: see Run.update."""
-    suspects = suspects_of(rollout, scores, asked)
-    for index in micro_batches(rollout, minibatch, size):
-        part = rollout.rows(index)
-        logprobs, values = logprobs_and_values(policy, part)
-        suspects.append(("pi / pi_old or the value's square",
-                         (logprobs - part.logprobs).exp() + values ** 2,
-                         [asked[i] for i in index.tolist()], None))
-    return suspects
-
-
-def finish(run, tokenizer, task, reference):
-    args = run.args
-    beside = Path(args.out).parent
-    more = {}
-    if task.learned:  # what its choice cost
-        best = max([{"step": 0} | run.first, *files.read_metrics(run.out)],
-                   key=lambda m: m.get("dev_accuracy", -1))
-        more["rule_would_choose"] = {name: best[name] for name in ["step", "dev_accuracy"]}
-
-    def draw(result):
-        draw_curves([(run.name, [run.out])], f"{run.out}/curves.png", own=task.own_metrics([]),
-                    results={run.out: result})
-        if task.learned:
-            draw_learned_reward([run.out], f"{run.out}/overoptimised.png")
-
-    run.finish(
-        lambda model: evaluate(model, tokenizer, task.test, task=task, **eval_kwargs(args)),
-        count=len(task.test), start=lambda: reference, draw=draw,
-        diagnose=lambda metrics: (after_rlhf(metrics, run.best) if task.learned else
-                                  after_ppo(metrics, run.first[run.criterion], run.criterion)),
-        proposals=[f"{command('sft.py', args, 'sft')}   # the baseline",
-                   f"{command('dpo.py', args, 'dpo')}   # pairs in place of a reward",
-                   f"python eval.py {args.warmup} {beside / 'sft'} {beside / 'dpo'} {args.out}"],
-        **more)
-
-
-def parse_args(argv=None):
-    parser = make_parser(__doc__, out="out/reft")
-    add_warmup_flags(parser)
-    flags = parser.add_argument_group("ReFT (the paper's values in brackets)")
-    flags.add_argument("--steps", type=number(int, 1), default=100,
-                       help="rollouts, each followed by its updates [300 epochs of the questions]")
-    flags.add_argument("--batch-size", type=number(int, 1), default=256,
-                       help="questions a step [32; 256 for a 125M model]")
-    flags.add_argument("--samples-per-question", type=number(int, 1), default=None,
-                       help="responses to each of them; without it 1 [1]")
-    flags.add_argument("--minibatch-size", type=number(int, 1), default=None,
-                       help="responses an optimizer step; without it 128, or all if that is less")
-    flags.add_argument("--ppo-epochs", type=number(int, 1), default=2,
-                       help="updates with each rollout, U in the paper [2]")
-    flags.add_argument("--lr", type=number(float, above=0), default=5e-4,
-                       help="peak learning rate [3e-7; 3e-6 for a 125M model]")
-    flags.add_argument("--kl-coef", type=number(float, 0), default=None,
-                       help="beta, the KL penalty per nat to the warm-up model; without it, the "
-                       "paper's [0.05 nl, 0.01 program], or 0.3 with a reward model")
-    flags.add_argument("--partial-reward", type=number(float, 0), default=0.1,
-                       help="the score of an answer that is a number, but wrong [0.1]")
-    flags.add_argument("--eos-penalty", type=number(float, 0), default=None,
-                       help="taken off the score of a response that was cut off; without it 0 "
-                       "[RLVR: as much as a right answer scores]")
-    flags.add_argument("--gamma", type=number(float, 0, 1), default=1.0,
-                       help="discount [text 0.95, code 1]")
-    flags.add_argument("--lam", type=number(float, 0, 1), default=1.0,
-                       help="lambda of GAE [text 1, code 0.95]")
-    flags.add_argument("--clip-eps", type=number(float, above=0), default=0.2,
-                       help="epsilon, for the policy's ratio and for the value [0.2]")
-    flags.add_argument("--target-kl", type=number(float, above=0), default=None,
-                       help="end a step's updates once the policy is so far from the one that "
-                       "sampled, in nats per token (approx_kl) [none]")
-    flags.add_argument("--value", default=None, choices=["shared", "separate"],
-                       help="a head on the policy, or a network of its own; without it shared")
-    flags.add_argument("--vf-coef", type=number(float, 0), default=None,
-                       help="alpha, the weight of the value loss; without it 0.3, or 0.1 with a "
-                       "reward model, whose returns are larger [5]")
-    flags.add_argument("--max-grad-norm", type=number(float, above=0), default=1.0, help="[1]")
-    flags.add_argument("--eval-every", type=number(int, 1), default=20,
-                       help="steps between evaluations on dev; two responses are shown then")
-    flags.add_argument("--eval-samples", type=number(int, 0), default=0,
-                       help="samples to each dev problem in evaluations, to log the reward and "
-                       "the KL to the warm-up model (0: none)")
-    args = parser.parse_args(argv)
-    learned = is_reward_model(args.reward)
-    if args.kl_coef is None:
-        args.kl_coef = 0.3 if learned else {"nl": 0.05, "program": 0.01}[args.cot]
-    if args.vf_coef is None:
-        args.vf_coef = 0.1 if learned else 0.3
-    check_minibatch(parser, args)
-    return args
+    # 7. The best model on dev is measured on test, once
+    run.load_best(lm)
+    run.finish(evaluate_test(lm, tokenizer, task, config), len(task.test),
+               warmup=evaluate_test(reference.lm, tokenizer, task, config),
+               compare_with=["sft", "dpo"])
 
 
 def main(argv=None):
-    guarded(train, parse_args(argv))
+    run_safely(train, parse(Config, argv, __doc__))
 
 
 if __name__ == "__main__":

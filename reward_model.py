@@ -17,44 +17,79 @@ Differs from the papers:
 - one score stands for the two classes of ReFT's: P(right) is its sigmoid
 """
 
-import plumbing.threads  # noqa: F401 (before torch)
+import plumbing  # noqa: F401 (before torch)
 
 import math
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import clip_grad_norm_
+from transformers import set_seed
 
-from eval import eval_kwargs, respond
-from plumbing import files
-from plumbing.checkpoints import guarded, set_seed
-from plumbing.cli import command, make_parser, number, stop, text
-from plumbing.figures import draw_calibration
-from plumbing.models import load_model, load_to_train
-from plumbing.pairs import hold_out, load_pairs, make_pairs
-from plumbing.reward_models import (RewardModel, encode_responses,  # noqa: F401
-                                    load_reward_model, score)
-from plumbing.run import Run
-from plumbing.sampling import check_room, context_of
-from plumbing.schedule import adamw, rise_and_fall
+from eval import load_task, respond, sampling_limits
+from graders import RewardModel, load_reward_model, score  # noqa: F401 (for those who import it)
+from lm import adamw, context_length, encode_prompts, encode_responses, load_for_training
+from plumbing.checkpoints import save_model, write_lines
+from plumbing.cli import flag, parse, stop
+from plumbing.data import hold_out, load_pairs, make_pairs, read_rows
+from plumbing.run import Run, run_safely
 from plumbing.stats import calibration, correlation
-from plumbing.task_files import read_rows
-from sft import add_warmup_flags, warm_up
-from verifier import load_task
+from sft import WarmupConfig, warm_up
+
+MAX_GRAD_NORM = 1.0  # the paper's
+MAX_LENGTH = 512  # tokens of a prompt and a response; longer ones are left out
+PAIRS_PER_QUESTION = 8  # at most
 
 
-# --- The losses. A list: a prompt, responses to it, and a grade of each, the greater the better ---
+@dataclass
+class Config(WarmupConfig):
+    """In brackets: the papers' values, for pairs; for right or wrong."""
+    out: str = flag("out/reward_model", "the folder that this run writes; use a new one per "
+                    "configuration")
+    pairs: str = flag(None, "a file with prompt, chosen and rejected, or a hub name, of which a "
+                      "tenth is held out (default: the warm-up's samples)", str)
+    samples: int = flag(16, "responses sampled per question [4 to 9; 100]", at_least=2)
+    ranked: int = flag(None, "learn from all pairs of K graded samples, by the rule's scores; a "
+                       "pair weighs 1 / C(K, 2) [4 to 9]", int, at_least=2)
+    objective: str = flag("pairwise", "which of two is better, or right or wrong",
+                          choices=["pairwise", "binary"])
+    epochs: int = flag(None, "passes over the comparisons (default: 4; 10) [1; 3]", int,
+                       at_least=1)
+    batch_size: int = flag(None, "comparisons per optimizer step: pairs, or all samples of a "
+                           "question (default: 64; 8) [64; 24 samples]", int, at_least=1)
+    lr: float = flag(1e-3, "peak learning rate [9e-6; 1e-6]", above=0)
+    eval_every: int = flag(50, "steps between evaluations on dev", at_least=1)
+
+    def __post_init__(self):
+        if self.objective == "binary" and (self.pairs or self.ranked):
+            stop("--objective binary learns from each sample's grade, not from pairs: leave out "
+                 f"{'--pairs' if self.pairs else '--ranked'}")
+        if self.pairs and self.ranked:
+            stop("--ranked makes pairs of samples, and --pairs has its own: leave one out")
+        if self.task == "none":
+            if self.pairs is None:
+                stop("--task none has no questions to sample responses to: name a file with "
+                     "--pairs")
+            self.warmup = self.warmup or self.model
+        if self.epochs is None:
+            self.epochs = 10 if self.objective == "binary" else 4
+        if self.batch_size is None:
+            self.batch_size = 8 if self.objective == "binary" or self.ranked else 64
+
+
+# --- The losses of one list: responses to one prompt, and their grades. A pair is a list of 2 ---
 
 
 def pairwise_loss(chosen_scores, rejected_scores):
     """-log sigmoid(r_w - r_l), (batch,): the Bradley-Terry model, in which w is preferred to l with
-    the probability sigmoid(r_w - r_l). A constant added to all scores changes nothing."""
+    probability sigmoid(r_w - r_l). A constant added to all scores changes nothing."""
     return -F.logsigmoid(chosen_scores - rejected_scores)
 
 
 def ranked_loss(scores, grades):
-    """The pairwise losses of all C(K, 2) pairs of one list, times 1 / C(K, 2): a list weighs what a
-    pair does, however long it is (InstructGPT, equation 1). A pair of equal grades counts as 0.
+    """The pairwise losses of all C(K, 2) pairs of one list, times 1 / C(K, 2), so a long list
+    counts as much as a pair (InstructGPT, equation 1). A pair of equal grades counts as 0.
 
     Args: scores, grades (K,). Returns: a scalar.
     """
@@ -63,86 +98,79 @@ def ranked_loss(scores, grades):
 
 
 def binary_loss(scores, grades):
-    """The cross-entropy of right (grade 1) or wrong, with P(right) = sigmoid(score); the list's
-    mean, a scalar. Args: scores, grades (K,)."""
+    """The cross-entropy of right (grade 1) or wrong, with P(right) = sigmoid(score): the mean over
+    the list, a scalar. Args: scores, grades (K,)."""
     return F.binary_cross_entropy_with_logits(scores, (grades == 1).float())
 
 
-LOSSES = {"pairwise": ranked_loss, "binary": binary_loss}  # --objective: of one list; a pair is one
+# --- The lists ---
 
 
-# --- What it learns from, and is measured on ---
+def collect_lists(run, config, start):
+    """The lists of train, dev and test, as texts: {prompt, responses, grades}. They are the pairs
+    of --pairs; or the warm-up's samples, graded by the rule, the same as dpo.py has."""
+    if config.pairs:
+        pairs = [p for p in load_pairs(config.pairs)[:config.limit]
+                 if p["chosen"] != p["rejected"]]
+        return [as_lists(part) for part in hold_out(pairs)]
+    if run.is_resumed():  # on a GPU, sampling again would give others
+        return [read_rows(run.out / f"samples/{split}.jsonl")
+                for split in ("train", "dev", "test")]
+    task, n = load_task(config), config.samples
+    lm, tokenizer = load_for_training(start, config, task)
+    train, dev, test = (
+        respond(lm, tokenizer, problems, task, n=n, temperature=1.0, seed=config.seed,
+                **sampling_limits(config)) for problems in (task.train, task.dev, task.test))
+    if config.objective == "binary":
+        lists = graded_lists(train, n, n)
+    elif config.ranked:
+        lists = [x for x in graded_lists(train, n, config.ranked) if len(set(x["grades"])) > 1]
+    else:
+        lists = as_lists(make_pairs(train, n, PAIRS_PER_QUESTION)[0])
+    return [lists, graded_lists(dev, n, n), graded_lists(test, n, n)]
 
 
-def graded_lists(samples, n, size):
-    """Lists of at most `size` responses to one question: the unique ones that ended, of n samples
-    to each in a row (see eval.respond), with their grades."""
-    lists = []
-    for start in range(0, len(samples), n):
-        own = list({s["response"]: s for s in samples[start:start + n] if s["ended"]}.values())
-        lists += [{"prompt": samples[start]["prompt"], "responses": [s["response"] for s in part],
-                   "grades": [s["score"] for s in part]}
-                  for part in (own[at:at + size] for at in range(0, len(own), size))]
-    return lists
-
-
-def pair_lists(pairs):
+def as_lists(pairs):
     return [{"prompt": pair["prompt"], "responses": [pair["chosen"], pair["rejected"]],
              "grades": [1.0, 0.0]} for pair in pairs]
 
 
-def lists_of_pairs(args):
-    """The pairs of --pairs, as lists of two, but for those whose sides are equal; some held out for
-    dev and test."""
-    pairs = [p for p in load_pairs(args.pairs)[:args.limit] if p["chosen"] != p["rejected"]]
-    return [pair_lists(part) for part in hold_out(pairs)]
+def graded_lists(samples, n, size):
+    """Lists of at most `size` responses to one question: the unique ones that ended, of n samples
+    in a row per question (see eval.respond), with their scores as grades."""
+    lists = []
+    for start in range(0, len(samples), n):
+        own = list({s["response"]: s for s in samples[start:start + n] if s["ended"]}.values())
+        for at in range(0, len(own), size):
+            lists.append({"prompt": samples[start]["prompt"],
+                          "responses": [s["response"] for s in own[at:at + size]],
+                          "grades": [s["score"] for s in own[at:at + size]]})
+    return lists
 
 
-def lists_of_a_task(args, run):
-    """Lists to train on; and for dev and test all unique samples to their questions. They are the
-    warm-up's, graded by the rule, and the same that dpo.py has with this seed."""
-    parts = ["train", "dev", "test"]
-    if run.going_on():  # on a GPU, sampling again would give others
-        return [read_rows(Path(run.out) / "samples" / f"{part}.jsonl") for part in parts]
-    lm, tokenizer = load_model(args.warmup, args.device, args.dtype)
-    task, n = load_task(args), args.samples
-    check_room(lm, tokenizer, task.all_prompts(), args.max_new_tokens)
-    train, dev, test = (respond(lm, tokenizer, problems, task, n=n, temperature=1.0,
-                                seed=args.seed, **eval_kwargs(args))
-                        for problems in (task.train, task.dev, task.test))
-    if args.objective == "binary":
-        lists = graded_lists(train, n, n)
-    elif args.ranked:
-        lists = [x for x in graded_lists(train, n, args.ranked) if len(set(x["grades"])) > 1]
-    else:
-        lists = pair_lists(make_pairs(train, n, args.pairs_per_question)[0])
-    return [lists, graded_lists(dev, n, n), graded_lists(test, n, n)]
-
-
-def encode_lists(tokenizer, parts, max_length):
-    """Each list with `examples`, its responses as (prompt ids, response ids). Left out are those
-    with one longer than max_length tokens. Stops where nothing is left to learn from or to measure
-    on."""
-    encoded = []
-    for name, lists in zip(["train", "dev", "test"], parts):
-        lists = [x | {"examples": encode_responses(tokenizer, [x["prompt"]] * len(x["responses"]),
-                                                   x["responses"])} for x in lists]
-        kept = [x for x in lists if max(len(p) + len(r) for p, r in x["examples"]) <= max_length]
-        if len(kept) < len(lists):
-            print(f"{name}: {len(lists) - len(kept):,} of {len(lists):,} comparisons are left out, "
-                  f"as a response has more than {max_length} tokens")
-        if not any(1 in x["grades"] and min(x["grades"]) < 1 for x in kept):
-            stop(f"{name}: no question has both a right response and a wrong one, so there is "
-                 "nothing to compare. Try more --samples, more or fewer --warmup-epochs (with an "
-                 "--out in another folder), or a larger --max-length")
-        encoded.append(kept)
-    return encoded
+def encode_lists(tokenizer, lists, split, max_length):
+    """The lists, each with `examples`, its responses as (prompt ids, response ids). Lists with a
+    response longer than max_length tokens are left out. Stops if nothing is left to compare."""
+    kept = []
+    for x in lists:
+        [prompt] = encode_prompts(tokenizer, [x["prompt"]])
+        examples = [(prompt, ids) for ids in encode_responses(tokenizer, x["responses"])]
+        if max(len(p) + len(r) for p, r in examples) <= max_length:
+            kept.append(x | {"examples": examples})
+    if len(kept) < len(lists):
+        print(f"{split}: {len(lists) - len(kept):,} of {len(lists):,} comparisons are left out: a "
+              f"response has more than {max_length} tokens")
+    if not any(1 in x["grades"] and min(x["grades"]) < 1 for x in kept):
+        stop(f"{split}: no question has both a right and a wrong response, so there is nothing to "
+             "compare. Try more --samples, or another --warmup-epochs (with an --out in another "
+             "folder)")
+    return kept
 
 
 # --- The model on lists, and how good it is ---
 
 
-def parts_of(lists, size):
+def micro_batches_of_lists(lists, size):
     """The lists in parts of at most `size` responses, or of one list."""
     part, count = [], 0
     for x in lists:
@@ -170,25 +198,25 @@ def margins_of(scores, lists):
 
 
 def pair_accuracy(margins):
-    """The fraction of the pairs in their right order; equal scores count half."""
+    """The fraction of the pairs in the right order; a tie counts half."""
     return ((margins > 0).float() + (margins == 0).float() / 2).mean().item()
 
 
 @torch.no_grad()
-def measure(model, lists, size, objective):
-    """Of held-out lists: accuracy, of their pairs of a right and a wrong response;
-    calibration_error and its bins (see stats.calibration); length_correlation, of the scores with
-    the responses' tokens, and the same among the right and among the wrong ones.
+def evaluate_lists(model, lists, size):
+    """accuracy of their pairs; calibration_error and its bins (see stats.calibration);
+    length_correlation of scores and response lengths, also among the right and the wrong ones.
 
-    What is calibrated is P(right), where that was learned; else sigmoid(r_1 - r_2), the probability
-    that the first of two is the better one, where that is so in every other pair.
+    The calibrated probability is P(right) if that was learned. Otherwise it is sigmoid(r_1 - r_2):
+    the first of two is the better one in every other pair.
     """
-    scores = [s.cpu() for part in parts_of(lists, size) for s in scores_of(model, part)]
+    scores = [s.cpu() for part in micro_batches_of_lists(lists, size)
+              for s in scores_of(model, part)]
     margins, scores = margins_of(scores, lists), torch.cat(scores)
     right = torch.tensor([grade == 1 for x in lists for grade in x["grades"]])
     tokens = torch.tensor([len(response) for x in lists for _, response in x["examples"]])
     first = torch.arange(len(margins)) % 2 == 0
-    bins, error = (calibration(scores.sigmoid(), right) if objective == "binary" else
+    bins, error = (calibration(scores.sigmoid(), right) if model.objective == "binary" else
                    calibration(torch.where(first, margins, -margins).sigmoid(), first))
     groups = {"": torch.ones_like(right), "_of_right": right, "_of_wrong": ~right}
     return {"accuracy": pair_accuracy(margins), "pairs": len(margins), "calibration_error": error,
@@ -199,142 +227,79 @@ def measure(model, lists, size, objective):
 # --- The algorithm ---
 
 
-def train(args):
-    run = Run(args, "reward model")
-    args.warmup = warm_up(args)  # the same as ReFT's
-    set_seed(args.seed)
+def train(config):
+    run = Run(config, "reward model")
+    start = warm_up(config)  # the same as ReFT's
+    set_seed(config.seed)
 
     # 1. Comparisons: the warm-up's samples, graded by the rule; or the pairs of a file
-    parts = lists_of_pairs(args) if args.pairs else lists_of_a_task(args, run)
-    classifier, tokenizer = load_to_train(args.warmup, args, head="new")
-    classifier.config.objective = args.objective  # saved with it: how its scores are to be read
-    if tokenizer.pad_token_id != tokenizer.eos_token_id:  # by which transformers' own finds the EOS
-        classifier.config.pad_token_id = tokenizer.pad_token_id
+    texts = collect_lists(run, config, start)
+    classifier, tokenizer = load_for_training(start, config, head="new reward model")
+    classifier.config.objective = config.objective  # saved with it: how to read its scores
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    classifier.config.pad_token_id = None if pad == eos else pad  # transformers looks for it
     model = RewardModel(classifier)  # in eval mode, and it stays there
-    lists, dev, test = encode_lists(tokenizer, parts, min(args.max_length, context_of(classifier)))
+    lists, dev, test = (
+        encode_lists(tokenizer, part, split, min(MAX_LENGTH, context_length(classifier)))
+        for split, part in zip(("train", "dev", "test"), texts))
 
-    optimizer = adamw(model, args.lr)
-    steps = args.epochs * -(-len(lists) // args.batch_size)
-    schedule = rise_and_fall(optimizer, steps, rise=0.1 * steps)
-    size, loss_of = args.micro_batch_size, LOSSES[args.objective]
-    run.begin(classifier, tokenizer, [classifier, optimizer, schedule], steps, args.batch_size,
-              args.eval_every, order=range(len(lists)), shows=["loss", "accuracy"],
-              measure=lambda: on_dev(measure(model, dev, size, args.objective)),
-              facts={"comparisons": len(lists), "responses": sum(len(x["grades"]) for x in lists)})
-    keep_lists(run, parts, len(lists))
+    size, steps = config.micro_batch_size, config.epochs * -(-len(lists) // config.batch_size)
+    optimizer, schedule = adamw(model, config.lr, steps, warmup_steps=0.1 * steps)
+    run.facts = {"comparisons": len(lists), "responses": sum(len(x["grades"]) for x in lists)}
+    run.restore(model=classifier, optimizer=optimizer, schedule=schedule)
+    if run.step == 0:
+        (run.out / "samples").mkdir(exist_ok=True)
+        for split, part in zip(("train", "dev", "test"), texts):
+            write_lines(run.out / f"samples/{split}.jsonl", part)
 
-    for step in run.steps():
-        # 2. A batch of lists, each of whose responses is read once
-        epoch, rows = run.batch(args.batch_size)
+    for step in run.steps(steps):
+        # 2. A batch of lists; each response is read once
+        epoch, rows = run.next_batch(config.batch_size, len(lists))
         batch, losses, margins, lr = [lists[i] for i in rows], [], [], schedule.get_last_lr()[0]
-        for part in parts_of(batch, size):
+        for part in micro_batches_of_lists(batch, size):
             scores = scores_of(model, part)
 
-            # 3. The loss of each list's scores, their mean over the batch, and a step
-            loss = torch.stack([loss_of(s, torch.tensor(x["grades"], device=s.device))
-                                for s, x in zip(scores, part)])
-            (loss.sum() / len(batch)).backward()
-            losses.append(loss.detach())
+            # 3. The loss of each list; its mean over the batch
+            for s, x in zip(scores, part):
+                grades = torch.tensor(x["grades"], device=s.device)
+                losses.append(binary_loss(s, grades) if config.objective == "binary" else
+                              ranked_loss(s, grades))
+            (torch.stack(losses[-len(part):]).sum() / len(batch)).backward()
             margins.append(margins_of([s.detach().cpu() for s in scores], part))
-        losses, margins = torch.cat(losses), torch.cat(margins)
-        grad_norm = run.update(model, optimizer, lambda: [("the loss", losses, None, None)])
+        grad_norm = clip_grad_norm_(model.parameters(), MAX_GRAD_NORM, error_if_nonfinite=True)
+        optimizer.step()
+        optimizer.zero_grad()
         schedule.step()
-        run.log({"epoch": epoch, "loss": losses.mean().item(), "lr": lr,
-                 "grad_norm": grad_norm.item(),
-                 "tokens": sum(len(p) + len(r) for x in batch for p, r in x["examples"])}
-                | ({"accuracy": pair_accuracy(margins), "margin": margins.mean().item()}
-                   if len(margins) else {}))
 
-    # 4. The best model on dev; test, once
-    finish(run, test)
+        # 4. From time to time: measure on dev, and keep the best model
+        margins = torch.cat(margins)
+        metrics = {"epoch": epoch, "loss": torch.stack(losses).detach().mean().item(), "lr": lr,
+                   "grad_norm": grad_norm.item(),
+                   "tokens": sum(len(p) + len(r) for x in batch for p, r in x["examples"])}
+        if len(margins):
+            metrics |= {"accuracy": pair_accuracy(margins), "margin": margins.mean().item()}
+        if run.time_to_evaluate(config.eval_every):
+            found = evaluate_lists(model, dev, size)
+            metrics |= run.keep_best(classifier, tokenizer, {
+                "dev_accuracy": found["accuracy"],
+                "dev_calibration_error": found["calibration_error"]}, "dev_accuracy")
+        run.log(metrics)
 
-
-def on_dev(found):
-    return {"dev_accuracy": found["accuracy"], "dev_calibration_error": found["calibration_error"]}
-
-
-def keep_lists(run, parts, count):
-    """Save the lists, where they were sampled; stop where a resumed run would have others."""
-    if not run.args.pairs:
-        files.make_folder(Path(run.out) / "samples")
-        for name, lists in zip(["train", "dev", "test"], parts):
-            files.write_lines(run.out, f"samples/{name}.jsonl", lists)
-    if sorted(run.order) != list(range(count)):
-        stop(f"--resume: {run.out}/samples has others than the run had; restore them, or begin "
-             "again with --overwrite")
-
-
-def finish(run, test):
-    args = run.args
-    found = {}
-
-    def on_test(classifier):
-        found.update(measure(RewardModel(classifier), test, args.micro_batch_size, args.objective))
-        return {name: x for name, x in found.items() if name != "calibration"}
-
-    def draw_and_say(result):
-        draw_calibration(found["calibration"], args.objective, run.out, f"{run.out}/curves.png")
-        print("held-out pairs in their order: {accuracy:.1%} of {pairs:,}. Calibration error: "
-              "{calibration_error:.3f}. Score and length correlate by {length_correlation:+.2f}, "
-              "among right responses by {length_correlation_of_right:+.2f}, among wrong ones by "
-              "{length_correlation_of_wrong:+.2f}".format(**found))
-
-    beside = Path(run.out).parent
-    run.finish(
-        on_test, count=len(test), unit="questions", draw=draw_and_say,
-        proposals=[] if args.task == "none" else [
-            f"{command('reft_ppo.py', args, 'rlhf')} --reward={args.out}   # RLHF",
-            f"python eval.py {args.warmup} --rerank={args.out} --out={beside / 'rerank'}"])
-
-
-def parse_args(argv=None):
-    parser = make_parser(__doc__, out="out/reward_model")
-    add_warmup_flags(parser)
-    flags = parser.add_argument_group("comparisons")
-    flags.add_argument("--pairs", type=text, default=None,
-                       help="a file with prompt, chosen and rejected, or a hub name, a tenth of "
-                       "whose prompts are held out; without it, the warm-up's samples")
-    flags.add_argument("--samples", type=number(int, 2), default=16,
-                       help="responses sampled to each question [binary: 100]")
-    flags.add_argument("--pairs-per-question", type=number(int, 1), default=8,
-                       help="pairs of a right and a wrong response, at most")
-    flags.add_argument("--ranked", type=number(int, 2), default=None, metavar="K",
-                       help="learn from all pairs of K graded samples, by the rule's scores; a "
-                       "pair weighs 1 / C(K, 2) [4 to 9]")
-    flags.add_argument("--max-length", type=number(int, 2), default=512,
-                       help="tokens of a prompt and a response; what is longer is left out")
-    flags = parser.add_argument_group("the reward model (the papers' values in brackets)")
-    flags.add_argument("--objective", default="pairwise", choices=list(LOSSES),
-                       help="pairwise: which of two is better; binary: right or wrong")
-    flags.add_argument("--epochs", type=number(int, 1), default=None,
-                       help="over the comparisons; without it 4, or binary 10 [1; binary: 3]")
-    flags.add_argument("--batch-size", type=number(int, 1), default=None,
-                       help="an update's pairs; or its questions, with all their samples. Without "
-                       "it 64, or 8 [64; binary: 24 samples]")
-    flags.add_argument("--lr", type=number(float, above=0), default=1e-3, help="peak [9e-6; 1e-6]")
-    flags.add_argument("--max-grad-norm", type=number(float, above=0), default=1.0, help="[1]")
-    flags.add_argument("--eval-every", type=number(int, 1), default=50,
-                       help="steps between evaluations on dev")
-    args = parser.parse_args(argv)
-    if args.objective == "binary" and (args.pairs or args.ranked):
-        parser.error("--objective binary learns from the grade of each sample, not from pairs: "
-                     f"leave out {'--pairs' if args.pairs else '--ranked'}")
-    if args.pairs and args.ranked:
-        parser.error("--ranked makes pairs of samples, and --pairs has its own: leave one out")
-    if args.task == "none":
-        if args.pairs is None:
-            parser.error("--task none has no questions to sample responses to; name a file with "
-                         "--pairs")
-        args.warmup = args.warmup or args.model
-    if args.epochs is None:
-        args.epochs = 10 if args.objective == "binary" else 4
-    if args.batch_size is None:
-        args.batch_size = 8 if args.objective == "binary" or args.ranked else 64
-    return args
+    # 5. The best model on dev. PPO needs scores with mean 0 and std 1: measured on its samples
+    run.load_best(classifier)
+    with torch.no_grad():
+        scores = torch.cat([s for part in micro_batches_of_lists(lists, size)
+                            for s in scores_of(model, part)])
+    classifier.config.score_mean, classifier.config.score_std = (
+        scores.mean().item(), scores.std().item())
+    save_model(run.out / "model", classifier, tokenizer, run.best)
+    run.finish(evaluate_lists(model, test, size), len(test), unit="questions")
+    if config.task != "none":
+        print(f"next:  python reft_ppo.py --reward={config.out}   # RLHF")
 
 
 def main(argv=None):
-    guarded(train, parse_args(argv))
+    run_safely(train, parse(Config, argv, __doc__))
 
 
 if __name__ == "__main__":

@@ -4,256 +4,232 @@
     python self_training.py --rounds 3 --samples 8 --out out/rounds    # each from the one before
     python self_training.py --mode online --out out/online             # a sample each, every step
 
-Papers: ReFT (arXiv 2401.08967v3), section 4, which is measured against the first and the last; in
-rounds it is expert iteration: STaR (2203.14465), ReST (2308.08998).
+Papers: ReFT (arXiv 2401.08967v3), section 4, compares itself with offline and online self-training.
+In rounds this is expert iteration: STaR (2203.14465), ReST (2308.08998).
 Differs from the paper:
 - the best evaluation on dev chooses the model; test is measured once, after that
-- 24 samples to a question and not 100, about as many as ReFT draws here
-- a round has as many steps whatever was kept, so that its cost is known before
+- 24 samples per question and not 100: about as many as ReFT draws here
+- a round has a fixed number of steps, so its cost is known before
 """
 
-import plumbing.threads  # noqa: F401 (before torch)
+import plumbing  # noqa: F401 (before torch)
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
+from transformers import set_seed
 
-from eval import dev_metrics, eval_kwargs, evaluate, respond
-from graders import load_task
-from plumbing import files
-from plumbing.advice import after_self_training
-from plumbing.checkpoints import guarded, set_seed
-from plumbing.cli import command, make_parser, number, stop, warn
-from plumbing.figures import draw_self_training
-from plumbing.models import load_model, load_to_train
-from plumbing.packing import pad
-from plumbing.run import Run
-from plumbing.sampling import check_room
-from plumbing.schedule import adamw, lr_factor
-from plumbing.task_files import read_rows
-from sft import add_warmup_flags, encode, micro_batches, not_finite, sft_loss, warm_up
+from eval import evaluate_dev, evaluate_test, load_task, respond, sampling_limits
+from lm import adamw, context_length, load_for_training, load_model, pad
+from plumbing.checkpoints import write_lines
+from plumbing.cli import flag, parse, stop
+from plumbing.data import read_rows
+from plumbing.run import Run, run_safely
+from sft import WarmupConfig, encode_solutions, micro_batches, sft_loss, warm_up
+
+MAX_GRAD_NORM = 1.0  # the paper's
+INNER_EPOCHS = 2  # online: passes over the questions of a step; the paper's
+
+
+@dataclass
+class Config(WarmupConfig):
+    """In brackets: the paper's values, offline; online."""
+    out: str = flag("out/self_training", "the folder that this run writes; use a new one per "
+                    "configuration")
+    mode: str = flag("offline", "offline: sample, keep, then imitate; online: all three in every "
+                     "step", choices=["offline", "online"])
+    steps: int = flag(None, "offline: updates per round; online: steps (default: 1280; 100)", int,
+                      at_least=1)
+    batch_size: int = flag(None, "offline: solutions per update; online: questions per step "
+                           "(default: 32; 256) [48; 32]", int, at_least=1)
+    minibatch_size: int = flag(128, "online: questions per update", at_least=1)
+    lr: float = flag(None, "peak learning rate (default: 2e-3; 1e-3) [1e-5; 3e-7]", float, above=0)
+    samples: int = flag(24, "offline: responses per training question and round [100]", at_least=1)
+    keep: int = flag(10, "offline: right responses kept per question, at most [10]", at_least=1)
+    from_: str = flag("base", "offline: what the first round trains, the model before the warm-up "
+                      "or after it [base]", choices=["base", "warmup"])
+    rounds: int = flag(1, "offline: each samples from the model of the round before [1]",
+                       at_least=1)
+    eval_every: int = flag(None, "steps between evaluations on dev (default: 64; 10)", int,
+                           at_least=1)
+
+    def __post_init__(self):
+        online = self.mode == "online"
+        for name, values in {"steps": (1280, 100), "batch_size": (32, 256), "lr": (2e-3, 1e-3),
+                             "eval_every": (64, 10)}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, values[online])
+        if online:
+            if self.rounds > 1:
+                stop("--rounds: --mode online samples in every step and has no rounds. Leave it "
+                     "out")
+            self.from_ = "warmup"  # the base model would sample hardly anything right
 
 
 # --- What is kept of the samples ---
 
 
-def right_samples(samples, most, known=None, above=None):
-    """Of the graded samples of one question (see eval.respond) the right ones, or those that score
-    more than `above`, each once and in the order of sampling, at most so many. Left out are those
-    that were cut off, and the one whose tokens are `known`: the annotated solution is imitated
-    anyhow."""
-    found = {tuple(s["ids"]): s for s in reversed(samples) if s["ended"] and (
-        s["correct"] if above is None else s["score"] > above)}
-    found.pop(tuple(known or ()), None)
-    return [s for s in samples if found.get(tuple(s["ids"])) is s][:most]
+def right_samples(samples, most, known=()):
+    """The right ones of the graded samples of one question (see eval.respond): each text once, in
+    the order of sampling, at most so many. Samples that were cut off are left out, and so is the
+    one whose tokens are `known`: the annotated solution is imitated anyway."""
+    kept, seen = [], {tuple(known)}
+    for sample in samples:
+        if sample["correct"] and sample["ended"] and tuple(sample["ids"]) not in seen:
+            seen.add(tuple(sample["ids"]))
+            kept.append(sample)
+    return kept[:most]
 
 
-def sample_and_keep(model, tokenizer, task, asked, args, n, most, seed, known=None):
-    """n responses at T = 1 to each of the questions `asked`; what is kept of the right ones.
+def sample_and_keep(model, tokenizer, task, questions, config, n, most, seed, known=None):
+    """Sample n responses at T = 1 to each of the questions (numbers), and keep right ones.
 
-    Returns: a list of samples for each question; and metrics of these, where sample_accuracy,
-    solved (questions with a right sample) and the task's own, of what is kept, are fractions.
+    Args: known, the token ids of each annotated solution.
+    Returns: [(place in `questions`, response ids)] of what is kept; and metrics. sample_accuracy,
+        solved (questions with a right sample) and the task's own metrics are fractions.
     """
-    samples = respond(model, tokenizer, task.train.select(asked), task, n=n, temperature=1.0,
-                      seed=seed, **eval_kwargs(args))
-    of_question = [samples[start:start + n] for start in range(0, len(samples), n)]
-    kept = [right_samples(own, most, known[i] if known else None, args.keep_above)
-            for i, own in zip(asked, of_question)]
-    right = [sum(s["correct"] for s in own) for own in of_question]
-    return kept, {"samples": len(samples), "sample_accuracy": sum(right) / len(samples),
-                  "solved": sum(map(bool, right)) / len(asked), "kept": sum(map(len, kept)),
-                  **task.own_metrics([s["response"] for own in kept for s in own])}
+    samples = respond(model, tokenizer, task.train.select(questions), task, n=n, temperature=1.0,
+                      seed=seed, **sampling_limits(config))
+    kept, texts, solved = [], [], 0
+    for at, question in enumerate(questions):
+        own = samples[at * n:(at + 1) * n]
+        solved += any(sample["correct"] for sample in own)
+        for sample in right_samples(own, most, known[question] if known else ()):
+            kept.append((at, sample["ids"]))
+            texts.append(sample["response"])
+    return kept, {"samples": len(samples), "solved": solved / len(questions), "kept": len(kept),
+                  "sample_accuracy": sum(s["correct"] for s in samples) / len(samples),
+                  **task.task_metrics(texts)}
 
 
-def inner_epochs(right, solutions, size, epochs):
-    """Groups for each update: (right samples, annotated solutions) of `size` questions, all of
-    which come once an epoch, each time in another order. right: a list for each question."""
-    for _ in range(epochs):
-        for rows in torch.randperm(len(solutions)).split(size):
-            yield ([x for i in rows.tolist() for x in right[i]],
-                   [solutions[i] for i in rows.tolist()])
+def begin_round(run, model, tokenizer, task, annotated):
+    """Sample to all questions, and save what is kept. Returns: metrics of it."""
+    config, number = run.config, -(-run.step // run.config.steps)
+    kept, metrics = sample_and_keep(
+        model, tokenizer, task, range(len(annotated)), config, config.samples, config.keep,
+        seed=config.seed * 10**6 + run.step, known=[response for _, response in annotated])
+    (run.out / "samples").mkdir(exist_ok=True)
+    write_lines(run.out / f"samples/round-{number}.jsonl", [
+        {"question": task.train[question]["question"], "row": question, "ids": ids,
+         "response": tokenizer.decode(ids, skip_special_tokens=True)} for question, ids in kept])
+    run.facts["rounds"].append(dict(metrics))
+    run.order = []
+    tqdm.write("round {}: {solved:.1%} of the questions have a right sample; {kept:,} unique ones "
+               "join the annotated solutions".format(number, **metrics))
+    return metrics
+
+
+def solutions_of_round(run, annotated):
+    """The annotated solutions, and the samples that begin_round saved, as (prompt, response) ids.
+    """
+    number = -(-run.step // run.config.steps)
+    rows = []
+    if run.facts["rounds"][-1]["kept"]:
+        rows = read_rows(run.out / f"samples/round-{number}.jsonl")
+    return annotated + [(annotated[row["row"]][0], row["ids"]) for row in rows]
 
 
 # --- The algorithm ---
 
 
-def train(args):
-    run = Run(args, "self-training")
-    args.warmup = warm_up(args)  # SFT for a few epochs, so that sampling finds right answers at all
-    set_seed(args.seed)
-    task = load_task(args)
-    model, tokenizer = load_to_train(args.warmup, args)
-    base = base_of(model, args) if getattr(args, "from") == "base" else None
-    annotated = encode(tokenizer, task.train, task)  # (prompt ids, response ids) of each question
-    check_room(model, tokenizer, task.all_prompts(), args.max_new_tokens, annotated)
-    optimizer = adamw(model, args.lr)
-    rise = 0.1 * args.steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(  # each round begins anew
-        optimizer, lambda step: lr_factor(step % args.steps, args.steps, rise, fall_from=rise))
-    run.begin(model, tokenizer, [model, optimizer, schedule], args.rounds * args.steps,
-              args.batch_size, args.eval_every,
-              measure=lambda: dev_metrics(model, tokenizer, task, args), measure_first=True,
-              shows=["loss"], facts={"rounds": []}, criterion=task.criterion)
-    pool = annotated
-    if args.mode == "offline" and run.step % args.steps:  # resumed within a round
-        pool = annotated + read_kept(run, annotated)
+def weighted_parts(groups, size):
+    """(part, weight): micro-batches of at most `size` examples. With these weights each group of
+    examples counts the same, and within a group each token."""
+    for group in groups:
+        for part, share in micro_batches(group, size):
+            yield part, share / len(groups)
 
-    for step in run.steps():
-        metrics, lr = {}, schedule.get_last_lr()[0]
-        if args.mode == "online":
-            # 1. One sample to each question, of the model as it is now; the right ones are kept
-            asked = run.take(args.batch_size, len(annotated))
-            kept, metrics = sample_and_keep(model, tokenizer, task, asked, args, n=1, most=1,
-                                            seed=args.seed * 10**6 + step)
-            right = [[(annotated[i][0], s["ids"]) for s in own] for i, own in zip(asked, kept)]
-            updates = inner_epochs(right, [annotated[i] for i in asked], args.minibatch_size,
-                                   args.inner_epochs)
+
+def train(config):
+    run = Run(config, "self-training")
+    start = warm_up(config)  # SFT for a few epochs: without it, sampling hardly finds an answer
+    set_seed(config.seed)
+    task = load_task(config)
+    model, tokenizer = load_for_training(start, config, task)
+    base = base_weights(model, config) if config.from_ == "base" else None
+    annotated = encode_solutions(tokenizer, task.train, task, context_length(model))
+    optimizer, schedule = adamw(model, config.lr, config.steps, 0.1 * config.steps,
+                                decay_from=0.1 * config.steps)
+    run.facts = {"rounds": []}
+    run.restore(model=model, optimizer=optimizer, schedule=schedule)
+    if run.step == 0:  # the warm-up is the first candidate
+        run.keep_best(model, tokenizer, evaluate_dev(model, tokenizer, task, config),
+                      task.selection_metric)
+    elif config.mode == "offline":
+        pool = solutions_of_round(run, annotated)
+
+    for step in run.steps(config.rounds * config.steps):
+        metrics = {}
+        if config.mode == "online":
+            # 1. One sample per question, from the model as it is now; the right ones are kept
+            asked = run.next_questions(config.batch_size, len(annotated))
+            kept, metrics = sample_and_keep(model, tokenizer, task, asked, config, n=1, most=1,
+                                            seed=config.seed * 10**6 + step)
+            kept = dict(kept)
+            updates = []
+            for _ in range(INNER_EPOCHS):
+                for rows in torch.randperm(len(asked)).split(config.minibatch_size):
+                    solutions = [annotated[asked[row]] for row in rows.tolist()]
+                    updates.append([[(prompt, kept[row]) for row, (prompt, _) in zip(
+                        rows.tolist(), solutions) if row in kept], solutions])
         else:
-            if (step - 1) % args.steps == 0:
+            if (step - 1) % config.steps == 0:
                 # 1. A round begins: samples to all questions; the right ones join the annotated
-                pool, metrics = begin_round(run, model, tokenizer, task, annotated)
-                optimizer.state.clear()
+                metrics = begin_round(run, model, tokenizer, task, annotated)
+                pool = solutions_of_round(run, annotated)
                 if step == 1 and base:
                     model.load_state_dict(base)
-            updates = [[[pool[i] for i in run.take(args.batch_size, len(pool))]]]
+                optimizer, schedule = adamw(model, config.lr, config.steps, 0.1 * config.steps,
+                                            decay_from=0.1 * config.steps)
+                run.parts |= {"optimizer": optimizer, "schedule": schedule}
+            asked = run.next_questions(config.batch_size, len(pool))
+            updates = [[[pool[i] for i in asked]]]
 
-        # 2. Imitate: the mean over groups of the cross-entropy of their tokens, and a step
+        # 2. Imitate: the cross-entropy of the solutions' tokens, as in SFT
         model.train()
-        losses, tokens = [], 0
+        loss, tokens, lr = 0.0, 0, schedule.get_last_lr()[0]
         for groups in updates:
-            losses.append(0.0)
-            for group in groups:
-                for part, share in micro_batches(group, args.micro_batch_size):
-                    loss = sft_loss(model, *pad(part, model.device)) * share / len(groups)
-                    loss.backward()
-                    losses[-1] += loss.item()
-            batch = [example for group in groups for example in group]
-            tokens += sum(len(prompt) + len(response) for prompt, response in batch)
-            grad_norm = run.update(model, optimizer, lambda: not_finite(model, batch, None))
+            for part, weight in weighted_parts(groups, config.micro_batch_size):
+                part_loss = sft_loss(model, *pad(part, model.device)) * weight
+                part_loss.backward()
+                loss += part_loss.item() / len(updates)
+                tokens += sum(len(prompt) + len(response) for prompt, response in part)
+            grad_norm = clip_grad_norm_(model.parameters(), MAX_GRAD_NORM,
+                                        error_if_nonfinite=True)
+            optimizer.step()
+            optimizer.zero_grad()
         schedule.step()
-        run.log({"round": (step - 1) // args.steps + 1, "tokens": tokens,
-                 "questions": len(asked if args.mode == "online" else batch),
-                 "loss": sum(losses) / len(losses), "lr": lr, "grad_norm": grad_norm.item()}
-                | metrics)
 
-    # 3. The best model on dev
-    finish(run, tokenizer, task)
+        # 3. From time to time: measure on dev, and keep the best model
+        metrics |= {"round": (step - 1) // config.steps + 1, "questions": len(asked),
+                    "tokens": tokens, "loss": loss, "lr": lr, "grad_norm": grad_norm.item()}
+        if run.time_to_evaluate(config.eval_every):
+            metrics |= run.keep_best(model, tokenizer, evaluate_dev(model, tokenizer, task, config),
+                                     task.selection_metric)
+        run.log(metrics)
+
+    # 4. The best model on dev is measured on test, once
+    run.load_best(model)
+    warmup, _ = load_for_training(start, config)
+    run.finish(evaluate_test(model, tokenizer, task, config), len(task.test),
+               warmup=evaluate_test(warmup, tokenizer, task, config),
+               compare_with=["sft", "reft"])
 
 
-def base_of(model, args):
-    """The weights of --model, which the model that was loaded from --warmup is to take."""
-    base, own = load_model(args.model, "cpu")[0].state_dict(), model.state_dict()
+def base_weights(model, config):
+    """The weights of --model, which `model` gets in the first round."""
+    base, own = load_model(config.model, "cpu")[0].state_dict(), model.state_dict()
     if {name: x.shape for name, x in base.items()} != {name: x.shape for name, x in own.items()}:
-        stop(f"--warmup {args.warmup} was not made from --model {args.model}, whose weights have "
-             "other shapes: name the --model that it was made from, or add --from warmup")
+        stop(f"--warmup {config.warmup} was not made from --model {config.model}: their weights "
+             "have other shapes. Name the --model that it was made from, or add --from warmup")
     return base
 
 
-def begin_round(run, model, tokenizer, task, annotated):
-    """Sample to all questions, and save what is kept. Returns: it and the annotated solutions, as
-    token ids; and the metrics of sample_and_keep, which result.json has, too."""
-    args = run.args
-    kept, metrics = sample_and_keep(
-        model, tokenizer, task, range(len(annotated)), args, args.samples, args.keep,
-        seed=args.seed * 10**6 + run.step, known=[response for _, response in annotated])
-    files.make_folder(Path(run.out) / "samples")
-    files.write_lines(run.out, samples_file(run), [
-        {"question": question, "kept": [s["response"] for s in own], "ids": [s["ids"] for s in own]}
-        for question, own in zip(task.train["question"], kept)])
-    run.facts["rounds"].append(metrics)
-    run.order = []
-    tqdm.write("round {}: {solved:.1%} of the questions have a right sample; {kept:,} unique ones "
-               "join the annotated solutions".format(len(run.facts["rounds"]), **metrics))
-    return annotated + read_kept(run, annotated), metrics
-
-
-def samples_file(run):
-    return f"samples/round-{-(-run.step // run.args.steps)}.jsonl"
-
-
-def read_kept(run, annotated):
-    """What begin_round saved for the round under way, as token ids."""
-    rows = read_rows(Path(run.out) / samples_file(run))
-    kept = [(prompt, ids) for (prompt, _), row in zip(annotated, rows) for ids in row["ids"]]
-    if len(rows) != len(annotated) or len(kept) != run.facts["rounds"][-1]["kept"]:
-        stop(f"{run.out}/{samples_file(run)} holds other samples than the run had; restore it, or "
-             "begin again with --overwrite")
-    return kept
-
-
-def finish(run, tokenizer, task):
-    args, beside = run.args, Path(run.out).parent
-    run.finish(
-        lambda model: evaluate(model, tokenizer, task.test, task=task, **eval_kwargs(args)),
-        count=len(task.test), start=lambda: load_to_train(args.warmup, args)[0],
-        draw=lambda result: draw_self_training(
-            run.out, f"{run.out}/curves.png", task.own_metrics([]), run.first["dev_accuracy"]),
-        diagnose=lambda metrics: after_self_training(metrics, run.first[run.criterion],
-                                                     run.criterion),
-        proposals=[f"{command('sft.py', args, 'sft')}   # the baseline: no samples",
-                   f"{command('reft_ppo.py', args, 'reft')}   # which learns from wrong ones, too",
-                   f"python eval.py {args.warmup} {beside / 'sft'} {args.out} {beside / 'reft'}"])
-
-
-def parse_args(argv=None):
-    parser = make_parser(__doc__, out="out/self_training")
-    add_warmup_flags(parser)
-    flags = parser.add_argument_group("self-training (the paper's values in brackets)")
-    flags.add_argument("--mode", default="offline", choices=["offline", "online"],
-                       help="offline: sample, keep, then imitate; online: all three in each step")
-    flags.add_argument("--steps", type=number(int, 1), default=None,
-                       help="offline: updates a round; online: steps. Without it 1280, or 100")
-    flags.add_argument("--batch-size", type=number(int, 1), default=None,
-                       help="offline: solutions an update; online: questions a step. Without it "
-                       "32, or 256 [48; 32]")
-    flags.add_argument("--lr", type=number(float, above=0), default=None,
-                       help="peak learning rate. Without it 2e-3, or online 1e-3 [1e-5; 3e-7]")
-    flags.add_argument("--max-grad-norm", type=number(float, above=0), default=1.0, help="[1]")
-    flags.add_argument("--keep-above", type=number(float), default=None,
-                       help="keep what scores more than this; without it, what is right")
-    flags.add_argument("--eval-every", type=number(int, 1), default=None,
-                       help="steps between evaluations on dev. Without it 64, or online 10")
-    flags = parser.add_argument_group("offline")
-    flags.add_argument("--samples", type=number(int, 1), default=None,
-                       help="responses to each training question at T = 1, a round. Without it 24 "
-                       "[100]")
-    flags.add_argument("--keep", type=number(int, 1), default=None,
-                       help="right ones to keep of a question, at most. Without it 10 [10]")
-    flags.add_argument("--from", default=None, choices=["base", "warmup"],
-                       help="what the first round trains: the model before the warm-up, or after "
-                       "it. Without it base [base]; later rounds go on from the round before")
-    flags.add_argument("--rounds", type=number(int, 1), default=None,
-                       help="each samples from the model of the round before. Without it 1 [1]")
-    flags = parser.add_argument_group("online")
-    flags.add_argument("--minibatch-size", type=number(int, 1), default=128,
-                       help="questions an update")
-    flags.add_argument("--inner-epochs", type=number(int, 1), default=2,
-                       help="over the questions of a step [2]")
-    args = parser.parse_args(argv)
-    online = args.mode == "online"
-    for name, values in {"steps": (1280, 100), "batch_size": (32, 256), "lr": (2e-3, 1e-3),
-                         "eval_every": (64, 10)}.items():
-        if getattr(args, name) is None:
-            setattr(args, name, values[online])
-    if online and (args.rounds or 1) > 1:
-        parser.error("--rounds: --mode online samples anew in every step, and has no rounds; leave "
-                     "it out")
-    for name, value in {"samples": 24, "keep": 10, "from": "base", "rounds": 1}.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-        elif online:
-            warn(f"--{name} says nothing with --mode online, which samples once to a question in "
-                 "every step, from the warm-up on")
-    if online:
-        setattr(args, "from", "warmup")  # the base model would sample nothing that is right
-    return args
-
-
 def main(argv=None):
-    guarded(train, parse_args(argv))
+    run_safely(train, parse(Config, argv, __doc__))
 
 
 if __name__ == "__main__":
     main()
-

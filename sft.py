@@ -1,181 +1,159 @@
-"""Supervised fine-tuning: ReFT's warm-up when stopped early, the baseline when trained to the end.
+"""Supervised fine-tuning: ReFT's warm-up if stopped early, the baseline if trained to the end.
 
-    python sft.py                       # the baseline: 40 epochs, the best by dev accuracy is kept
-    python sft.py --epochs 5 --out out/warmup
+    python sft.py                                # the baseline: the best of 40 epochs on dev
+    python sft.py --epochs 5 --out out/warmup    # what the other scripts start from
 
 Paper: ReFT (arXiv 2401.08967v3), section 3.1: the cross-entropy of a solution, given the question.
 Differs from the paper:
 - the best epoch is chosen on dev, never on test
-- the tiny embedded model takes a larger learning rate and more epochs than a 7B model
+- the tiny embedded model needs a larger learning rate and more epochs than a 7B model
 """
 
-import plumbing.threads  # noqa: F401 (before torch)
+import plumbing  # noqa: F401 (before torch)
 
 import gc
+import math
+from dataclasses import dataclass
+from pathlib import Path
 
-import torch
 import torch.nn.functional as F
+from torch.nn.utils import clip_grad_norm_
+from transformers import set_seed
 
-from eval import dev_metrics, eval_kwargs, evaluate
-from graders import load_task
-from plumbing import files
-from plumbing.checkpoints import guarded, set_seed
-from plumbing.cli import is_reward_model, make_parser, number, shared_flags, stop, text
-from plumbing.models import load_to_train, place_of
-from plumbing.packing import pad, predict
-from plumbing.run import Run
-from plumbing.sampling import check_room, encode_prompts
-from plumbing.schedule import adamw, rise_and_fall
+from eval import evaluate_dev, evaluate_test, load_task
+from lm import (adamw, context_length, encode_prompts, encode_responses, load_for_training, pad,
+                response_logits)
+from plumbing.cli import RunConfig, flag, is_reward_model, parse, stop
+from plumbing.run import Run, config_diff, is_begun, is_finished, run_safely, warmup_folder
+
+MAX_GRAD_NORM = 1.0  # the paper's
 
 
-def encode(tokenizer, problems, task):
-    """[(prompt ids, response ids)]: tokenized apart, to meet at the same seam as in sampling.
+@dataclass
+class Config(RunConfig):
+    """In brackets: the paper's values for 7B models."""
+    out: str = flag("out/sft", "the folder that this run writes; use a new one per configuration")
+    epochs: int = flag(40, "passes over the training questions [warm-up 2, baseline 40]",
+                       at_least=1)
+    batch_size: int = flag(32, "questions per optimizer step [48]", at_least=1)
+    lr: float = flag(2e-3, "peak learning rate, reached after a tenth of the steps [1e-5]", above=0)
 
-    The response ends in EOS: a model that is never shown where to stop will not.
-    """
+
+def encode_solutions(tokenizer, problems, task, context=math.inf):
+    """[(prompt ids, response ids)] of annotated solutions. Each response ends in EOS: a model that
+    never sees where to stop does not stop. Stops if one is longer than the model's context."""
     solutions = list(problems[task.column])
     if "" in solutions:
-        stop(f"--cot {task.cot}: row {solutions.index('') + 1} has no `{task.column}` to imitate; "
-             "choose the other --cot or another --task")
+        stop(f"--cot {task.cot}: row {solutions.index('') + 1} has no `{task.column}` to imitate. "
+             "Choose the other --cot, another --task, or start from a model with --warmup")
     prompts = encode_prompts(tokenizer, task.prompts(problems))
-    responses = tokenizer(solutions, add_special_tokens=False)["input_ids"]
-    return [(p, r + [tokenizer.eos_token_id]) for p, r in zip(prompts, responses)]
+    examples = list(zip(prompts, encode_responses(tokenizer, solutions)))
+    for row, (prompt, response) in enumerate(examples, 1):
+        if len(prompt) + len(response) > context:
+            stop(f"row {row} of the training split has {len(prompt)} tokens in its prompt and "
+                 f"{len(response)} in its solution, and the model's context is {context}. Leave "
+                 "that row out, or choose another --model")
+    return examples
 
 
 def sft_loss(model, ids, attention_mask, mask):
-    """Mean negative log-likelihood over the batch's response tokens, in nats."""
-    logits, _ = predict(model, ids, attention_mask, mask)  # (response tokens, vocab)
+    """The mean negative log-likelihood of the batch's response tokens, in nats."""
+    logits = response_logits(model, ids, attention_mask, mask)  # (response tokens, vocab)
     return F.cross_entropy(logits, ids[:, 1:][mask])
 
 
 def micro_batches(batch, size):
-    """(part, share): at most `size` examples at once, and the share of the batch's response tokens
-    that is theirs, so that all tokens weigh the same."""
+    """(part, share): at most `size` examples, and their share of the batch's response tokens. With
+    these weights every token counts the same, whatever the size."""
     total = sum(len(response) for _, response in batch)
     for start in range(0, len(batch), size):
         part = batch[start:start + size]
         yield part, sum(len(response) for _, response in part) / total
 
 
-# --- The algorithm ---
-
-
-def parse_args(argv=None):
-    parser = make_parser(__doc__, out="out/sft")
-    flags = parser.add_argument_group("training (the paper's values for 7B models in brackets)")
-    flags.add_argument("--epochs", type=number(int, 1), default=40,
-                       help="passes over the training questions [warm-up 2, baseline 40]")
-    flags.add_argument("--batch-size", type=number(int, 1), default=32, help="[48]")
-    flags.add_argument("--lr", type=number(float, above=0), default=2e-3, help="peak [1e-5]")
-    flags.add_argument("--lr-warmup-ratio", type=number(float, 0, 1), default=0.1,
-                       help="the share of steps over which the learning rate rises [0.1]")
-    flags.add_argument("--weight-decay", type=number(float, 0), default=0.0, help="of AdamW")
-    flags.add_argument("--max-grad-norm", type=number(float, above=0), default=1.0, help="[1]")
-    flags.add_argument("--eval-train", type=number(int, 1), default=None,
-                       help="measure on the first so many training questions, too: how many of "
-                       "them are known by heart")
-    return parser.parse_args(argv)
-
-
-def train(args):
-    run = Run(args, "SFT")
-    set_seed(args.seed)
-    task = load_task(args)
-    model, tokenizer = load_to_train(args.model, args)
-    examples = encode(tokenizer, task.train, task)
-    check_room(model, tokenizer, task.all_prompts(), args.max_new_tokens, examples)
-    optimizer = adamw(model, args.lr, args.weight_decay)
-    per_epoch = -(-len(examples) // args.batch_size)
-    steps = args.epochs * per_epoch
-    rise = round(args.lr_warmup_ratio * steps)
-    schedule = rise_and_fall(optimizer, steps, rise, fall_from=rise)
-    run.begin(model, tokenizer, [model, optimizer, schedule], steps, args.batch_size,
-              eval_every=per_epoch, measure=lambda: dev_metrics(
-                  model, tokenizer, task, args) | known_by_heart(model, tokenizer, task, args),
-              order=range(len(examples)), shows=["epoch", "loss"], criterion=task.criterion)
+def train(config):
+    run = Run(config, "SFT")
+    set_seed(config.seed)
+    task = load_task(config)
+    model, tokenizer = load_for_training(config.model, config, task)
+    examples = encode_solutions(tokenizer, task.train, task, context_length(model))
+    per_epoch = -(-len(examples) // config.batch_size)
+    steps = config.epochs * per_epoch
+    warmup_steps = round(0.1 * steps)
+    optimizer, schedule = adamw(model, config.lr, steps, warmup_steps, decay_from=warmup_steps)
+    run.restore(model=model, optimizer=optimizer, schedule=schedule)
 
     model.train()
-    for step in run.steps():
+    for step in run.steps(steps):
         # 1. A batch of questions and their annotated solutions
-        epoch, rows = run.batch(args.batch_size)
-        batch, loss = [examples[i] for i in rows], 0.0
+        epoch, rows = run.next_batch(config.batch_size, len(examples))
+        batch, loss, lr = [examples[i] for i in rows], 0.0, schedule.get_last_lr()[0]
 
         # 2. The cross-entropy of the solutions' tokens, and a step
-        for part, share in micro_batches(batch, args.micro_batch_size):
+        for part, share in micro_batches(batch, config.micro_batch_size):
             part_loss = sft_loss(model, *pad(part, model.device)) * share
             part_loss.backward()
             loss += part_loss.item()
-        lr = schedule.get_last_lr()[0]
-        grad_norm = run.update(model, optimizer, lambda: not_finite(model, batch, rows))
+        grad_norm = clip_grad_norm_(model.parameters(), MAX_GRAD_NORM, error_if_nonfinite=True)
+        optimizer.step()
+        optimizer.zero_grad()
         schedule.step()
-        run.log({"epoch": epoch, "questions": len(batch),
-                 "tokens": sum(len(p) + len(r) for p, r in batch),
-                 "loss": loss, "lr": lr, "grad_norm": grad_norm.item()})
 
-    # 3. The best epoch on dev is the model
-    run.finish(lambda model: evaluate(model, tokenizer, task.test, task=task,
-                                      **eval_kwargs(args)),
-               count=len(task.test), best_epoch=run.best["step"] // per_epoch)
+        # 3. After each epoch: measure on dev, and keep the best model
+        metrics = {"epoch": epoch, "questions": len(batch), "loss": loss, "lr": lr,
+                   "tokens": sum(len(p) + len(r) for p, r in batch), "grad_norm": grad_norm.item()}
+        if run.time_to_evaluate(every=per_epoch):
+            metrics |= run.keep_best(model, tokenizer, evaluate_dev(model, tokenizer, task, config),
+                                     task.selection_metric)
+        run.log(metrics)
 
-
-def known_by_heart(model, tokenizer, task, args):
-    """train_accuracy, greedy, of the first --eval-train training questions."""
-    if not args.eval_train:
-        return {}
-    problems = task.train.select(range(min(args.eval_train, len(task.train))))
-    return {"train_accuracy": evaluate(model, tokenizer, problems, task=task,
-                                       **eval_kwargs(args))["accuracy"]}
+    # 4. The best epoch on dev is the model; test, once
+    run.load_best(model)
+    run.finish(evaluate_test(model, tokenizer, task, config), count=len(task.test),
+               best_epoch=run.best["step"] // per_epoch)
 
 
-@torch.no_grad()
-def not_finite(model, batch, rows):
-    """What to look at where a gradient is not finite: see Run.update."""
-    losses = [sft_loss(model, *pad([example], model.device)) for example in batch]
-    return [("the loss", torch.stack(losses), rows, None)]
+# --- The warm-up of the other algorithms: SFT for a few epochs ---
+
+
+@dataclass
+class WarmupConfig(RunConfig):
+    """The flags of every script that starts from a warm-up."""
+    warmup: str = flag(None, "a model to start from (default: SFT in the folder `warmup` beside "
+                       "--out, reused if its settings are the same)", str)
+    warmup_epochs: int = flag(5, "epochs of that SFT [2; 10 for a 125M model]", at_least=1)
+    warmup_lr: float = flag(2e-3, "its peak learning rate [1e-5]", above=0)
+
+
+def warm_up(config):
+    """The model that a run starts from: --warmup, or a run of this script in the folder `warmup`
+    beside --out, trained now unless it is there already."""
+    folder = warmup_folder(config)
+    if config.warmup:
+        return folder
+    shared = {name: getattr(config, name) for name in RunConfig.__dataclass_fields__}
+    if is_reward_model(config.reward):
+        shared["reward"] = None  # SFT needs none
+        if not Path(config.reward).exists():
+            stop(f"--reward {config.reward}: there is no such folder or file")
+    sft = Config(**shared | {"out": folder, "epochs": config.warmup_epochs,
+                             "lr": config.warmup_lr, "resume": False})
+    if is_finished(folder) and not config_diff(folder, sft):
+        print(f"warm-up: reusing {folder}, which has the same settings")
+        return folder
+    if is_finished(folder) and not config.overwrite:
+        stop(f"the warm-up in {folder} has other settings: {config_diff(folder, sft)[0]}. Choose "
+             "an --out in another folder, as out/another/reft, or add --overwrite, which replaces "
+             "the warm-up of all runs beside it")
+    sft.resume = config.resume and is_begun(folder)
+    print(f"warm-up: SFT for {config.warmup_epochs} epochs, in {folder}")
+    train(sft)
+    gc.collect()  # under autocast a cycle holds its model
+    return folder
 
 
 def main(argv=None):
-    guarded(train, parse_args(argv))
-
-
-# --- The warm-up of the other algorithms: it is SFT for a few epochs ---
-
-
-def add_warmup_flags(parser):
-    flags = parser.add_argument_group("warm-up")
-    flags.add_argument("--warmup", type=text, default=None,
-                       help="a model to start from; without it, sft.py makes one in the folder "
-                       "`warmup` beside --out, or it is reused if made with the same settings")
-    flags.add_argument("--warmup-epochs", type=number(int, 1), default=5,
-                       help="[2; 10 for a 125M model]")
-    flags.add_argument("--warmup-lr", type=number(float, above=0), default=2e-3,
-                       help="peak learning rate of the warm-up [1e-5]")
-
-
-def warm_up(args) -> str:
-    """The model that a run of these flags starts from: --warmup, or else a run of sft.py in the
-    folder `warmup` beside --out, trained now unless it is there already."""
-    folder = files.warmup_folder(args)
-    if args.warmup is not None:
-        return folder
-    argv = [*shared_flags(args), f"--epochs={args.warmup_epochs}", f"--lr={args.warmup_lr}",
-            f"--out={folder}"]
-    flags = vars(parse_args(argv))
-    if files.finished_with(folder, flags):
-        print(f"warm-up: reusing {folder}, made with the same settings")
-    else:
-        if not args.overwrite and files.is_run(folder):
-            other = ", ".join(files.differences(folder, flags)[:3])
-            stop(f"the warm-up beside --out, {folder}, has other settings: {other}. Choose an "
-                 "--out with a folder of its own in between, as out/another/reft, or add "
-                 "--overwrite, which replaces the warm-up of all runs there")
-        if is_reward_model(args.reward):
-            place_of(args.reward)  # stops where there is none, now and not in an hour
-        print(f"warm-up: SFT for {args.warmup_epochs} epochs, in {folder}")
-        main(argv + ["--overwrite"] * args.overwrite
-             + ["--resume"] * (args.resume and files.is_begun(folder)))
-        gc.collect()  # its model: under autocast a cycle holds it
-    return folder
+    run_safely(train, parse(Config, argv, __doc__))
 
 
 if __name__ == "__main__":

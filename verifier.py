@@ -21,10 +21,9 @@ import reprlib
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from plumbing.cli import Parser, is_grader, stop
+from plumbing.cli import Parser, stop
 from plumbing.numbers import CLAUSE_END, OPENING, SPAN, read_number
-from plumbing.programs import interpret
-from plumbing.task_files import read_split, to_problem, warn_of_shared_questions
+from plumbing.data import read_split, to_problem
 
 TOLERANCE = Fraction(1, 100)  # the papers' tolerance, for answers that are not exact
 
@@ -40,32 +39,30 @@ def format_prompt(question, cot="nl"):
 
 @dataclass(frozen=True)
 class Grade:
-    """What the rule makes of a response."""
-    extracted: str | None  # the answer it states
+    """The verifier's result for one response."""
+    extracted: str | None  # the answer that it states
     correct: bool
     score: float  # the reward
     parts: dict = field(default_factory=dict)  # of a grader's score: {name: score}
-    failed: bool | None = None  # whether the grader failed on it, where there is one
+    failed: bool | None = None  # whether the grader failed on it; None without a grader
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked, and how a response to it is graded. Another `grade`, of a learned reward or of
-    a grader, is another task to the algorithms: they hand it the problems as they find them."""
-    scored = False  # whether the scores are others than the rule's
-    learned = False  # and are a model's
+    """Problems, and how a response to them is graded: by the rule, or with --reward by a scorer."""
     name: str = ""
     cot: str = "nl"
     choices: str | None = None  # the letters of a multiple-choice task
     partial: float = 0.1  # the score of a wrong number
-    train: "datasets.Dataset" = None
-    dev: "datasets.Dataset" = None
-    test: "datasets.Dataset" = None
+    train: object = None  # a datasets.Dataset, as dev and test
+    dev: object = None
+    test: object = None
+    scorer: object = None  # see graders.with_reward
 
     @property
-    def criterion(self) -> str:
+    def selection_metric(self) -> str:
         """The metric on dev that chooses the model."""
-        return "dev_score" if self.scored else "dev_accuracy"
+        return "dev_score" if self.scorer else "dev_accuracy"
 
     @property
     def column(self) -> str:
@@ -81,30 +78,20 @@ class Task:
                 "test": self.prompts(self.test)}
 
     def grade(self, responses, problems) -> list[Grade]:
-        """Each response is read once. problems: the one that each answers, as columns."""
+        """Read, compare and score each response. problems: the one that each answers, as columns.
+        """
         grades = []
         for response, answer in zip(responses, problems["answer"], strict=True):
             extracted = extract_answer(response, self.cot, self.choices)
             correct = same_answer(extracted, answer, self.choices)
             grades.append(Grade(extracted, correct,
-                                score(extracted, correct, self.choices, self.partial)))
-        return grades
+                                score_answer(extracted, correct, self.choices, self.partial)))
+        return self.scorer.regrade(self, grades, responses, problems) if self.scorer else grades
 
-    def own_metrics(self, responses) -> dict:
-        """What else this task measures of responses: {name: a fraction}."""
+    def task_metrics(self, responses) -> dict:
+        """What only this task measures of responses: {name: a fraction}."""
         return {name: measure(responses, self.cot)
-                for name, measure in OWN_METRICS.get(self.name, {}).items()}
-
-
-def load_task(args, partial=0.1) -> Task:
-    """The task that a run's flags name, its problems with it. Warns of questions in two splits."""
-    items = is_grader(args.reward)
-    train = load_problems(args.task, "train", args.limit, items)
-    dev, test = (load_problems(args.task, split, args.eval_limit, items)
-                 for split in ("dev", "test"))
-    warn_of_shared_questions(args.task, train["question"], dev=dev["question"],
-                             test=test["question"])
-    return Task(args.task, args.cot, choices_of(train), partial, train, dev, test)
+                for name, measure in TASK_METRICS.get(self.name, {}).items()}
 
 
 def load_problems(task, split, limit=None, items=False):
@@ -120,12 +107,12 @@ def load_problems(task, split, limit=None, items=False):
       or test in its name (gsm8k_train.jsonl) stands for the siblings whose names differ in that
       word only, and one named as mwp_ReFT names its own (svamp_nl.json, svamp_python_sdp.json) has
       svamp_test_set.json beside it as its test.
-    What becomes of missing splits: see plumbing.task_files.read_split.
+    What becomes of missing splits: see plumbing.data.read_split.
     """
     first = {}
 
     def convert(row, where):
-        problem = to_problem(row, where, read_gold, items)
+        problem = to_problem(row, where, normalize_answer, items)
         if items:
             problem["item"] = json.dumps(row)
         usual = first.setdefault("answer", problem["answer"])
@@ -177,7 +164,7 @@ def read_choice(text, choices):
     return match and match[1].lower()
 
 
-def read_gold(answer):
+def normalize_answer(answer):
     """A known answer, normalised: a letter, or a number, alone or after GSM8K's "####"; None for
     anything else."""
     answer = answer.rpartition("####")[2].strip()
@@ -188,7 +175,7 @@ def is_letter(answer):
     return re.fullmatch("[A-Za-z]", answer) is not None
 
 
-def own_words(response):
+def strip_prompt_and_next_question(response):
     """The response without the prompt, should it begin by repeating it, and up to a next question
     that the model made up for itself."""
     return NEXT_QUESTION.split(ECHO.sub("", response), maxsplit=1)[0]
@@ -197,7 +184,7 @@ def own_words(response):
 def find_answer(response, choices=None):
     """The last statement of an answer: (its marker, what follows, how that is read), the last being
     None where it is no one answer, as in "3 or 4". None where nothing is stated."""
-    response = own_words(response)
+    response = strip_prompt_and_next_question(response)
     for match in reversed(list(MARKER.finditer(response))):
         stated = response[match.end():match.end() + SPAN]
         if LIST.match(stated):
@@ -221,7 +208,7 @@ def extract_answer(response, cot="nl", choices=None):
     if cot == "program":
         if choices is None:
             return run_program(response)
-        value, _ = interpret(own_words(response))
+        value, _ = run_solution(response)
         letter = str(value).strip().lower() if isinstance(value, str) else ""
         return letter if len(letter) == 1 and letter in choices.lower() else None
     found = find_answer(response, choices)
@@ -236,11 +223,17 @@ def run_program(program, timeout=1.0):
     """
     if not isinstance(program, str):
         return None
-    value, _ = interpret(own_words(program), timeout)
+    value, _ = run_solution(program, timeout)
     if type(value) in (int, float):
         return read_number(repr(value))
     only_a_number = isinstance(value, str) and re.fullmatch(r"[-+$0-9.,% ]{1,60}", value)
     return read_number(value) if only_a_number else None
+
+
+def run_solution(response, timeout=1.0):
+    """The value that solution() returns, and None; or None, and what went wrong."""
+    from plumbing.programs import interpret  # solutions in words do not need it
+    return interpret(strip_prompt_and_next_question(response), timeout)
 
 
 def same_answer(extracted, answer, choices=None):
@@ -267,7 +260,7 @@ def is_correct(response, answer, cot="nl", choices=None):
     return same_answer(extract_answer(response, cot, choices), answer, choices)
 
 
-def score(extracted, correct, choices=None, partial=0.1):
+def score_answer(extracted, correct, choices=None, partial=0.1):
     """1.0 for the right answer, `partial` for another number, else 0.0 (section 3.2 of the paper);
     in multiple choice a wrong letter is worth nothing, since any letter is an answer."""
     if correct:
@@ -289,7 +282,7 @@ def careful_share(responses, cot="nl"):
     return sum(bool(style.search(text)) for text in responses) / max(1, len(responses))
 
 
-OWN_METRICS = {name: {"careful": careful_share}  # task: {name: function}
+TASK_METRICS = {name: {"careful": careful_share}  # task: {name: function}
                for name in ["word_problems", "word_problems_mcq"]}
 
 
@@ -309,7 +302,7 @@ def reward_func(completions, answer, **kwargs):
         return content if isinstance(content, str) else "".join(
             part.get("text") or "" for part in content)
 
-    golds = [read_gold(str(a)) for a in answer]
+    golds = [normalize_answer(str(a)) for a in answer]
     if None in golds:
         raise ValueError(f"an answer is a number or a letter, not {answer[golds.index(None)]!r}")
     letters = sorted(set(filter(is_letter, golds)))
@@ -325,12 +318,12 @@ def reward_func(completions, answer, **kwargs):
 def explain(response, answer, cot="nl", choices=None):
     """[(step, what came of it)]: how a response is read, compared with the normalised answer, and
     scored."""
-    steps, left_out = [], len(response) - len(own_words(response))
+    steps, left_out = [], len(response) - len(strip_prompt_and_next_question(response))
     if left_out:
         steps.append(("left out", f"{left_out} characters: the prompt repeated, or a question "
                       "that the model asked itself"))
     if cot == "program":
-        value, error = interpret(own_words(response))
+        value, error = run_solution(response)
         steps.append(("solution()", f"no value ({error})" if error else
                       f"returns {reprlib.repr(value)}, {type(value).__name__}"))
     elif found := find_answer(response, choices):
@@ -360,7 +353,7 @@ def main(argv=None):
     parser.add_argument("--choices", help="the letters of a multiple-choice task [abcde, where the "
                         "right answer is a letter]")
     args = parser.parse_args(argv)
-    gold = read_gold(args.answer)
+    gold = normalize_answer(args.answer)
     if gold is None:
         stop(f"--answer {args.answer}: is neither a number nor a letter")
     choices = args.choices or choices_of({"answer": [gold]})

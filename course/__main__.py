@@ -1,12 +1,13 @@
 """python -m course: see course/__init__.py."""
 
+import functools
 from pathlib import Path
 
 import course
 from course import bugs, grading, making
 from course.catalog import assignments, variants
 from course.notebook import notebook
-from plumbing.cli import HOME, Parser, number, stop, text
+from plumbing.cli import HOME, Parser, not_empty, number, stop
 
 
 def main(argv=None):
@@ -17,14 +18,14 @@ def main(argv=None):
     parser.add_argument("assignment", nargs="?", metavar="ASSIGNMENT",
                         help=", ".join(assignments()))
     parser.add_argument("folder", nargs="?", help="of grade: what was handed in")
-    parser.add_argument("--to", type=text, help="of make: a new folder; of pack: the .zip")
-    parser.add_argument("--only", type=text, metavar="FUNCTION", help="of grade: this one alone")
-    parser.add_argument("--seed", type=number(int, 0), default=0,
+    parser.add_argument("--to", type=not_empty, help="of make: a new folder; of pack: the .zip")
+    parser.add_argument("--only", type=not_empty, metavar="FUNCTION", help="of grade: this one alone")
+    parser.add_argument("--seed", type=functools.partial(number, int, at_least=0), default=0,
                         help="draws the shapes and numbers of the checks, and the order of the "
                         "bugs; one that nobody knows makes hidden tests")
     parser.add_argument("--variant", choices=list(variants()),
                         help="another specification of one function, and the checks to it")
-    parser.add_argument("--json", type=text, metavar="FILE",
+    parser.add_argument("--json", type=not_empty, metavar="FILE",
                         help="of grade: write Gradescope's results.json, too")
     args = parser.parse_args(argv)
     try:

@@ -13,8 +13,8 @@ from pathlib import Path
 from course.catalog import all_items, twenty
 from course.grading import grade
 from course.making import copy_files, files, new_folder, opening
+from plumbing.checkpoints import read_metrics, write_lines
 from plumbing.cli import HOME, stop
-from plumbing.files import read_metrics, write_lines
 from plumbing.tables import table
 
 CURVES = Path(__file__).parent / "curves.json"
@@ -41,7 +41,7 @@ def make(to, seed):
         (to / folder / "run.txt").write_text(f"python {mistake.run}\n")
         (to / folder / "answer.toml").write_text(ANSWER)
         for name, columns in [("healthy", curves[mistake.run]), ("broken", curves[mistake.name])]:
-            write_lines(to / folder, f"{name}.jsonl", rows_of(columns))
+            write_lines(to / folder / f"{name}.jsonl", rows_of(columns))
     (to / "HANDOUT.md").write_text(handout(seed))
 
 

@@ -52,8 +52,7 @@ def assignments():
 
 
 def to_item(entry):
-    file, name = entry["at"].split(":")
-    return Item(Part(file, name, entry.get("stage", ""), entry.get("until", "")), entry["oracle"],
+    return Item(Part(*entry["at"].split(":"), entry.get("stage", ""), entry.get("until", "")), entry["oracle"],
                 entry.get("points", 0), entry.get("reading", ""), entry.get("told", "").strip())
 
 
@@ -62,6 +61,11 @@ def all_items():
     """{at: item}, of all assignments."""
     entries = [x for assignment in assignments().values() for x in assignment["functions"]]
     return {entry["at"]: to_item(entry) for entry in [*entries, *read("mistakes")["part"]]}
+
+
+def emptied_parts(assignment):
+    """The parts that the assignment's tree lacks, although nobody has to write them."""
+    return [Part(*at.split(":")) for at in assignments()[assignment].get("empty", [])]
 
 
 def items_of(assignment, only=None):

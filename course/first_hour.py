@@ -61,7 +61,7 @@ for response in ["47 + 28 = 75. The answer is 75.", "47 + 28 = 65. The answer is
 # and makes four updates. About two minutes.
 
 # %%
-run("python reft_ppo.py --steps 40 --eval-every 10 --save-every 10 --keep-checkpoints 4 --out out/first_hour/reft --overwrite")
+run("python reft_ppo.py --steps 40 --eval-every 10 --out out/first_hour/reft --overwrite")
 
 # %% [markdown]
 # ## Before and after
@@ -72,7 +72,7 @@ run("python reft_ppo.py --steps 40 --eval-every 10 --save-every 10 --keep-checkp
 import json
 
 from eval import respond
-from plumbing.models import load_model
+from lm import load_model
 from verifier import Task, choices_of
 
 test = load_problems("word_problems", "test").select(range(4))

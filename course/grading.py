@@ -84,7 +84,7 @@ def short(x):
         if isinstance(x, dict):
             if "$tensor" in x:
                 return rounded(x["$tensor"])
-            inner = next((x[key] for key in ["$bag", "$policy", "$rollout", "$task"] if key in x), x)
+            inner = next((x[key] for key in ["$bag", "$policy", "$task"] if key in x), x)
             return {key: rounded(y) for key, y in inner.items()}
         if isinstance(x, list | tuple):
             return [rounded(y) for y in x]
@@ -143,7 +143,7 @@ def report(item, checks, outcomes, known):
         if expected:
             at = place(outcomes[i]["value"], checks[i].expected, checks[i].tolerance)
             lines += [f"    expected  {expected}"] + [f"    first at  {at}"] * bool(at)
-        lines += [f"    That is what comes of it if {title}." for title, theirs in known.items()
+        lines += [f"    This is the result if {title}." for title, theirs in known.items()
                   if same(outcomes[i], theirs[i], checks[i].tolerance)]
     lines += [f"  Read: {item.reading}."] * bool(failed and item.reading)
     return passed / len(checks), printable("\n".join(lines))

@@ -4,7 +4,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from course.catalog import assignments, items_of, variant_source
+from course.catalog import assignments, emptied_parts, items_of, variant_source
 from course.source import clean, emptied, head_of
 from plumbing.cli import HOME, stop
 from plumbing.tables import table
@@ -50,7 +50,10 @@ def stubs(name, variant=None):
     for item in items_of(name):
         file = item.part.file
         source = found.get(file) or variant_source(clean(file), file, variant)
-        found[file] = emptied(source, item.part, item.told)
+        found[file] = emptied(source, item.part, "yours to write", item.told)
+    for part in emptied_parts(name):
+        found[part.file] = emptied(found.get(part.file) or clean(part.file), part,
+                                   "left out, because it gives a solution away")
     return found
 
 
@@ -74,7 +77,7 @@ def handout(name, variant=None):
     for item in items:
         source = variant_source(clean(item.part.file), item.part.file, variant)
         what = head_of(source, item.part) or "\n".join(
-            f"# {line}" for line in item.told.splitlines())
+            f"# {line}".rstrip() for line in item.told.splitlines())
         lines += [f"### {item.part.title}, in {item.part.file}", "", "```python", what, "```", ""]
     check = f"python -m course grade {name} DIR" + f" --variant {variant}" * bool(variant)
     lines += ["## How to know that it is right", "",
@@ -97,7 +100,8 @@ def pack(name, to, seed=0, variant=None):
             info.external_attr = 0o755 << 16
             archive.writestr(info, text)
         course = [path.relative_to(HOME) for path in sorted((HOME / "course").rglob("*"))
-                  if path.is_file() and "__pycache__" not in path.parts]
+                  if path.is_file() and "__pycache__" not in path.parts
+                  and "test" not in path.name]
         for file in [*files(), *course]:
             archive.write(HOME / file, f"minReFT/{file}")
 

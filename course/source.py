@@ -93,14 +93,14 @@ def with_lines(source, first, end, text):
     return "".join([*rows[:first], text.rstrip("\n") + "\n" if text else "", *rows[end:]])
 
 
-def emptied(source, part, comment=""):
-    """The part without its body: what says what it has to do, stays."""
+def emptied(source, part, why, comment=""):
+    """The source with an error in place of the part's body. Signature and docstring stay."""
     _, body, end = part.lines(source)
     rows = source.splitlines()
     indent = " " * min(len(row) - len(row.lstrip()) for row in rows[body:end] if row.strip())
-    told = "".join(f"{indent}# {line}\n" for line in comment.splitlines())
+    told = "".join(f"{indent}# {line}".rstrip() + "\n" for line in comment.splitlines())
     return with_lines(source, body, end, told + f'{indent}raise NotImplementedError('
-                                                f'"{part.title}: yours to write")\n')
+                                                f'"{part.title}: {why}")\n')
 
 
 def lifted(source, student, part):

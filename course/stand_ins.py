@@ -8,9 +8,6 @@ import types
 import torch
 from torch import nn
 
-from plumbing.rollouts import Rollout, update_metrics
-
-
 class Bag(nn.Module):
     """A language model without order: its logits are the sum of a row for each token so far, and of
     one for the position. Its hidden state is the same sum of other rows."""
@@ -59,10 +56,8 @@ def decoded(x, module):
         return Bag(**x["$bag"])
     if "$letters" in x:
         return Letters()
-    if "$task" in x:  # of sft.encode
+    if "$task" in x:  # what encode_solutions reads of a task
         return types.SimpleNamespace(**x["$task"], prompts=lambda problems: problems["question"])
-    if "$rollout" in x:
-        return Rollout(**{name: decoded(y, module) for name, y in x["$rollout"].items()})
     if "$policy" in x:
         policy = module.PolicyWithValue(Bag(**x["$policy"]["lm"]))
         policy.value_head.weight.data = torch.tensor([x["$policy"]["weight"]])
@@ -160,41 +155,38 @@ def run_lines(module, lines, names):
 
 
 def updates(module, lines, args):
-    """The update loop with plain gradient descent: the gradients of each update, and the weights
-    after it."""
+    """The update loop with plain gradient descent: the gradient with which each step is taken, the
+    weights after all, and what the loop leaves behind. The rows of the tokens and the value's
+    weight learn, the rest is frozen."""
     torch.manual_seed(args["seed"])
     policy = decoded(args["policy"], module)
-    weights = [policy.lm.tokens, policy.value_head.weight]
+    policy.requires_grad_(False)
+    weights = [policy.lm.tokens.requires_grad_(), policy.value_head.weight.requires_grad_()]
     optimizer = torch.optim.SGD(weights, lr=args["lr"])
-    found = []
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    gradients = []
 
-    def update(policy, optimizer, suspects):
-        found.append([encoded(policy.lm.tokens.grad), encoded(policy.value_head.weight.grad[0])])
-        optimizer.step()
-        policy.zero_grad()
-        return torch.tensor(1.0)
-
-    rollout = decoded(args["rollout"], module)
+    def record(*_):
+        gradients.append([encoded(policy.lm.tokens.grad), encoded(policy.value_head.weight.grad[0])])
+    optimizer.register_step_pre_hook(record)
     names = run_lines(module, lines, {
-        "run": types.SimpleNamespace(update=update), "policy": policy, "optimizer": optimizer,
-        "rollout": rollout, "scores": torch.zeros(len(rollout.ids)),
-        "schedule": types.SimpleNamespace(get_last_lr=lambda: [0.1], step=lambda: None),
-        "asked": list(range(len(rollout.ids))), "lm": policy.lm,
-        "args": types.SimpleNamespace(**args["flags"])})
+        "policy": policy, "lm": policy.lm, "optimizer": optimizer, "schedule": schedule,
+        "config": types.SimpleNamespace(**args["flags"]), "MAX_GRAD_NORM": args["max_grad_norm"],
+        **decoded(args["rollout"], module)})
+    for name in ["losses", "grad_norms", "log_ratios", "lr"]:
+        if name not in names:
+            raise NameError(f"it leaves no {name} behind")
     left = [p.grad.abs().max().item() for p in weights if p.grad is not None]
-    logged = update_metrics(names["updates"], torch.cat(names["log_ratios"]), 0.2)
-    return {"gradients": found, "updates": len(names["updates"]),
-            "log ratios": sum(len(x) for x in names["log_ratios"]),
-            "weights": encoded(policy.lm.tokens), "gradient left": max(left, default=0.0),
-            "loss": logged["loss"], "tokens": logged["tokens"]}
+    return {"gradients": gradients, "grad_norms": encoded(torch.stack(names["grad_norms"])),
+            "log_ratios": sorted(encoded(torch.cat(names["log_ratios"]))), "lr": names["lr"],
+            "losses": encoded(torch.stack(names["losses"])), "weights": encoded(policy.lm.tokens),
+            "gradient left": max(left, default=0.0)}
 
 
 def models(module, lines, args):
     """Whether the reference stays where it is, and whether either has its dropout on, after the
     policy's weights have moved."""
-    lm = decoded(args["lm"], module)
-    names = run_lines(module, lines, {
-        "lm": lm, "args": types.SimpleNamespace(value="shared")})
+    names = run_lines(module, lines, {"lm": decoded(args["lm"], module)})
     with torch.no_grad():
         names["policy"].lm.tokens += 1
     return {"the reference has moved": bool(
@@ -208,14 +200,17 @@ def rollout(module, lines, args):
     """What the policy is asked to sample, and how."""
     asked = []
 
-    def generate_ids(lm, prompts, eos, max_new_tokens, temperature=1.0, generator=None,
-                     batch_size=256, **_):
+    def next_questions(count, size, samples=1):
+        return [i for i in args["take"] for _ in range(samples)]
+
+    def generate_ids(lm, prompts, eos_id, max_new_tokens, temperature=0.0, generator=None,
+                     batch_size=None):
         asked.append({"prompts": [list(p) for p in prompts], "temperature": temperature})
         return [[5, 1] for _ in prompts]
     run_lines(module, lines, {
-        "run": types.SimpleNamespace(take=lambda size, count: args["take"]), "generator": None,
+        "run": types.SimpleNamespace(next_questions=next_questions), "generator": None,
         "lm": types.SimpleNamespace(device=torch.device("cpu")), "prompts": args["prompts"],
-        "samples": args["samples"], "eos": 1, "generate_ids": generate_ids,
-        "args": types.SimpleNamespace(batch_size=len(args["take"]), max_new_tokens=9,
-                                      generate_batch_size=9)})
+        "eos": 1, "generate_ids": generate_ids, "config": types.SimpleNamespace(
+            batch_size=len(args["take"]), samples_per_question=args["samples"], max_new_tokens=9,
+            micro_batch_size=9)})
     return asked

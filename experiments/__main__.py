@@ -2,7 +2,7 @@
 
 import experiments
 from experiments import harness
-from plumbing.cli import Parser, number, stop
+from plumbing.cli import Parser, stop
 
 
 def main(argv=None):
@@ -11,33 +11,32 @@ def main(argv=None):
                         help=f"one of {', '.join(harness.NAMES)}; or `check NAME`")
     parser.add_argument("--write", action="store_true",
                         help="fill the tables in README.md and docs/ from experiments/results")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of check")
+    parser.add_argument("--seed", type=int, default=0, help="of check")
     args = parser.parse_args(argv)
-    checking, names = args.names[:1] == ["check"], args.names[args.names[:1] == ["check"]:]
+    checking = args.names[:1] == ["check"]
+    names = args.names[checking:]
     for name in names:
         if name not in harness.NAMES:
-            stop(f"there is no experiment {name!r}: choose from {', '.join(harness.NAMES)}")
+            stop(f"there is no experiment {name!r}. Choose from {', '.join(harness.NAMES)}")
     if args.write:
         harness.write()
+    elif checking and not names:
+        stop("check: name the experiment to check, as in `check main`")
     elif checking:
-        if not names:
-            stop("check: name the experiment to check, as in `check main`")
         for name in names:
             harness.check(name, args.seed, "out/check")
     elif names:
         for name in names:
-            module = harness.load(name)
-            harness.make(name, module.SEEDS, harness.ROOT)
-            harness.save(name, module.SEEDS, harness.ROOT)
-            print(f"saved: experiments/results/{name}.json; python -m experiments --write fills "
-                  "the tables")
+            seeds = harness.load(name).SEEDS
+            harness.make(name, seeds, harness.ROOT)
+            harness.save(name, seeds, harness.ROOT)
+            print(f"saved: experiments/results/{name}.json. Next: python -m experiments --write")
     else:
         for name in harness.NAMES:
             module = harness.load(name)
-            every = [stage for seed in module.SEEDS for stage in module.plan(seed)]
-            todo = harness.missing(name, module.SEEDS, harness.ROOT)
-            print(f"{name:15} {harness.minutes(every):4.0f} minutes, "
-                  f"{harness.minutes(todo):3.0f} of them to do: "
+            every = harness.minutes(harness.plan(name, module.SEEDS))
+            todo = harness.minutes(harness.missing(name, module.SEEDS, harness.ROOT))
+            print(f"{name:15} {every:4.0f} minutes, {todo:3.0f} of them to do: "
                   f"{module.__doc__.splitlines()[0]}")
 
 

@@ -2,105 +2,85 @@
 
 import statistics
 
-from experiments import rlhf
-from experiments.harness import FIGURES, Job, flags_of, load_comparison, load_result
-from plumbing.cli import as_flag
-from plumbing.figures import draw_frontier
-from plumbing.files import read_metrics
+from experiments.harness import (Job, load_column, load_comparisons, load_metrics, save_figure)
+from plumbing.report import panels, pyplot
 from plumbing.stats import best_of_n_kl
 from plumbing.tables import table
 
 SEEDS = [0, 1]
-REWARD = "--reward=ROOT/nl/SEED/reward_model"
-SERIES = {  # name: (script, the flag that is varied, its values, other flags, minutes)
-    "reft": ("reft_ppo.py", "kl_coef", [0.0, 0.02, 0.05, 0.2, 0.5], ("--eval-every=10",), 5.0),
-    "rlhf": ("reft_ppo.py", "kl_coef", [0.05, 0.3, 1.0], ("--eval-every=10", REWARD), 5.0),
-    "dpo": ("dpo.py", "beta", [0.1, 0.3, 1.0, 3.0], (), 2.0),
-    "preferred-ft": ("dpo.py", "loss", ["preferred-ft"], (), 2.0),
-    "unlikelihood": ("dpo.py", "loss", ["unlikelihood"], (), 2.0)}
+SERIES = {  # name: (script and the flag that is varied, its values, other flags, minutes, colours)
+    "reft": ("reft_ppo.py --kl-coef", [0.0, 0.02, 0.05, 0.2, 0.5], "--eval-every=10", 5.0, "Blues"),
+    "rlhf": ("reft_ppo.py --kl-coef", [0.05, 0.3, 1.0],
+             "--eval-every=10 --reward=ROOT/nl/SEED/reward_model", 5.0, "Reds"),
+    "dpo": ("dpo.py --beta", [0.1, 0.3, 1.0, 3.0], "", 2.0, "Oranges"),
+    "preferred-ft": ("dpo.py --loss", ["preferred-ft"], "", 2.0, "Purples"),
+    "unlikelihood": ("dpo.py --loss", ["unlikelihood"], "", 2.0, "Greens")}
 STEPS = [10, 20, 40, 60, 80, 100]  # of the evaluations, in a table of KL and accuracy
-RUNS = [(name, value) for name, row in SERIES.items() for value in row[2]]
+KEYS = ["dev_reward", "dev_kl", "dev_accuracy"]
 
 
-def folder(name, value, seed):
-    return f"frontier/{seed}/{name if name == value else f'{name}-{value:g}'}"
+def text(value):
+    return value if isinstance(value, str) else f"{value:g}"
 
 
-def plan(seed):
-    """Reward and KL are measured at each evaluation on dev, 4 samples to each problem; best of n by
-    the reward model on the same problems, of 64 samples of the warm-up."""
-    warmup, learned, _ = rlhf.runs_of(seed)
-    runs = []
-    for name, value in RUNS:
-        script, flag, _, more, minutes = SERIES[name]
-        text = value if name == value else f"{value:g}"
-        runs.append(Job(script, folder(name, value, seed), (
-            f"{as_flag(flag)}={text}", *(x.replace("SEED", str(seed)) for x in more),
-            "--eval-samples=4", f"--warmup=ROOT/nl/{seed}/warmup",
-            *flags_of(seed)), minutes))
-    best = Job("eval.py", f"frontier/{seed}/best-of-n", (
-        f"ROOT/nl/{seed}/warmup", "--split=dev", "--samples=64",
-        f"--rerank=ROOT/nl/{seed}/reward_model"), 2.0)
-    return [warmup, learned, [*runs, best]]
+def folder(name, value):
+    return f"frontier/SEED/{name if name == value else f'{name}-{value:g}'}"
 
 
-def best_of_n(root, seed):
-    """The evaluations that a run would have, one for each n."""
-    [measured] = load_comparison(root, f"frontier/{seed}/best-of-n").values()
-    return [{"n": int(n), "step": 1, "dev_reward": reward, "dev_reward_error": 0.0,
-             "dev_kl": best_of_n_kl(int(n)), "dev_kl_error": 0.0, "dev_accuracy": accuracy}
-            for (n, reward), accuracy in zip(measured["best_of_reward"].items(),
-                                             measured["rerank_at"].values())]
-
-
-def points(root, seeds):
-    """{algorithm: {the coefficient: the evaluations of each seed}}"""
-    found = {name: {} for name in SERIES}
-    for name, value in RUNS:
-        found[name][value] = [[m for m in read_metrics(f"{root}/{folder(name, value, seed)}")
-                               if "dev_kl" in m] for seed in seeds]
-    return found | {"best of n": {"": [best_of_n(root, seed) for seed in seeds]}}
-
-
-def by_checkpoint(evaluations):
-    """{step: means of the seeds}. evaluations: of each seed, those of one setting."""
-    return {same[0]["step"]: {key: statistics.mean(m[key] for m in same)
-                              for key in ["dev_kl", "dev_accuracy"]} for same in zip(*evaluations)}
-
-
-def collect(root, seeds):
-    keys = ["dev_reward", "dev_kl", "dev_accuracy"]
-    found = points(root, seeds)
-    rows = [{"name": name, "value": value, **{
-        key: [evaluations[-1][key] for evaluations in found[name][value]] for key in keys}}
+RUNS = [(name, value) for name, row in SERIES.items() for value in row[1]]
+JOBS = [Job(folder(name, value), f"{SERIES[name][0]}={text(value)} {SERIES[name][2]} "
+            "--warmup=ROOT/nl/SEED/warmup", SERIES[name][3], variant="reward-and-kl")
         for name, value in RUNS]
-    rows += [{"name": "best of n", "value": str(m["n"]), **{
-        key: [evaluations[i][key] for evaluations in found["best of n"][""]] for key in keys}}
-        for i, m in enumerate(found["best of n"][""][0])]
-    checkpoints = {beta: by_checkpoint(of_seeds) for beta, of_seeds in found["reft"].items()}
-    return {"rows": rows, "checkpoints": checkpoints, "bands": {
-        f"{name} {value}": {seed: load_result(root, folder(name, value, seed))["test_accuracy"]
-                            for seed in seeds} for name, value in RUNS}}
+JOBS.append(Job("frontier/SEED/best-of-n", "eval.py ROOT/nl/SEED/warmup --split=dev --samples=64 "
+                "--rerank=ROOT/nl/SEED/reward_model", 2.0))
 
 
-def command_of(row):
-    if row["name"] == "best of n":
-        return f"best of {row['value']} by the reward model"
-    script, flag, *_ = SERIES[row["name"]]
-    value = row["value"] if isinstance(row["value"], str) else f"{row['value']:g}"
-    learned = " --reward ..." * (row["name"] == "rlhf")
-    return f"`{script} {as_flag(flag)} {value}{learned}`"
+def evaluations(root, name, value, seeds):
+    """For each seed's run, its evaluations of reward and KL."""
+    return [[m for m in metrics if "dev_kl" in m]
+            for metrics in load_metrics(root, folder(name, value), seeds)]
+
+
+def best_of_n(root, seeds):
+    """For each seed, the evaluations that a run would have, one per n."""
+    [found] = load_comparisons(root, "frontier/SEED/best-of-n", seeds).values()
+    return [[{"n": n, "step": 1, "dev_reward": measured["best_of_reward"][n],
+              "dev_reward_error": 0.0, "dev_kl": best_of_n_kl(int(n)), "dev_kl_error": 0.0,
+              "dev_accuracy": measured["rerank_at"][n]} for n in measured["best_of_reward"]]
+            for measured in found]
+
+
+def collect(root, seeds, runs=RUNS):
+    """runs: those of the rows and of the bands."""
+    rows, bands, checkpoints = [], {}, {}
+    for name, value in runs:
+        found = evaluations(root, name, value, seeds)
+        rows.append({"name": name, "value": value,
+                     **{key: [steps[-1][key] for steps in found] for key in KEYS}})
+        bands[f"{name} {value}"] = dict(zip(seeds, load_column(root, folder(name, value), seeds)))
+        if name == "reft":
+            checkpoints[value] = {same[0]["step"]: {
+                key: statistics.mean(m[key] for m in same) for key in KEYS[1:]}
+                for same in zip(*found)}
+    rows += [{"name": "best of n", "value": same[0]["n"],
+              **{key: [m[key] for m in same] for key in KEYS}}
+             for same in zip(*best_of_n(root, seeds))]
+    return {"rows": rows, "checkpoints": checkpoints, "bands": bands}
 
 
 def tables(results):
-    def cell(values, form):
-        return ", ".join(format(x, form) for x in values)
-    return {"ends": table(
-        ["the end of each seed's run", "reward of samples on dev, by the rule",
-         "KL to the warm-up model, nats", "accuracy on dev, greedy"],
-        [[command_of(row), cell(row["dev_reward"], ".3f"), cell(row["dev_kl"], ".2f"),
-          cell(row["dev_accuracy"], ".1%") if row["name"] != "best of n" else ""]
-         for row in results["rows"]]),
+    lines = []
+    for row in results["rows"]:
+        name, cells = row["name"], [", ".join(format(x, form) for x in row[key])
+                                    for key, form in zip(KEYS, [".3f", ".2f", ".1%"])]
+        if name == "best of n":
+            lines.append([f"best of {row['value']} by the reward model", *cells[:2], ""])
+        else:
+            learned = " --reward ..." * (name == "rlhf")
+            lines.append([f"`{SERIES[name][0]} {text(row['value'])}{learned}`", *cells])
+    return {
+        "ends": table(["the end of each seed's run", "reward of samples on dev, by the rule",
+                       "KL to the warm-up model, nats", "accuracy on dev, greedy"], lines),
         "checkpoints": table(
             ["ReFT's beta", *(f"step {step}" for step in STEPS)],
             [[beta, *(f"{m['dev_kl']:.2f} / {m['dev_accuracy']:.1%}"
@@ -109,6 +89,22 @@ def tables(results):
 
 
 def draw(root, seeds):
-    draw_frontier({name: {value: [m for evaluations in of_seeds for m in evaluations]
-                          for value, of_seeds in by_value.items()}
-                   for name, by_value in points(root, seeds).items()}, FIGURES / "frontier.png")
+    """Reward against KL, one point for each evaluation of each run. The star is the warm-up."""
+    figure, [ax] = panels(["reward and KL on dev, at every evaluation"], width=7, height=4.6)
+    points = {(name, value): evaluations(root, name, value, seeds) for name, value in RUNS}
+    points["best of n", ""] = best_of_n(root, seeds)
+    for (name, value), of_seeds in points.items():
+        _, values, _, _, colours = SERIES.get(name, ("", [""], "", 0, "Greys"))
+        shade = 0.35 + 0.6 * values.index(value) / (len(values) - 1) if len(values) > 1 else 0.8
+        x, y, dx, dy = zip(*([m["dev_kl"], m["dev_reward"], m["dev_kl_error"],
+                              m["dev_reward_error"]] for steps in of_seeds for m in steps
+                             if m["step"]))
+        ax.errorbar(x, y, dy, dx, fmt="o" if name in ("reft", "rlhf") else "s", ms=4, lw=0.5,
+                    color=pyplot().get_cmap(colours)(shade),
+                    label=name if len(values) == 1 else f"{name}, {value:g}")
+    warmups = {m["dev_reward"] for of_seeds in points.values() for steps in of_seeds for m in steps
+               if not m["step"]}
+    ax.plot([0] * len(warmups), list(warmups), "k*", ms=9, label="warm-up")
+    ax.set(xlabel="KL to the warm-up model, nats per response", ylabel="reward of samples at T = 1")
+    ax.legend(fontsize=8, title="algorithm, beta", ncols=2)
+    save_figure(figure, "frontier")

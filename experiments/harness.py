@@ -1,7 +1,6 @@
-"""Make an experiment's runs side by side, keep its results, fill the docs' tables from them."""
+"""Make an experiment's runs, keep its results, and fill the tables of the docs from them."""
 
 import importlib
-import json
 import math
 import os
 import platform
@@ -9,94 +8,143 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from experiments.chinese import translated
-from plumbing import files
-from plumbing.cli import HOME, stop
-from plumbing.task_files import read_rows
+from plumbing import report
+from plumbing.checkpoints import read_json, read_metrics, write_json, write_lines
+from plumbing.cli import HOME, parse, stop
+from plumbing.data import read_rows
+from plumbing.run import config_diff, is_begun, is_finished
 
 NAMES = ["main", "comparison", "rivals", "judges", "rlhf", "frontier", "groups", "dozens",
          "data_efficiency", "more_data", "records", "methods", "why_sft", "negatives", "shift",
          "mcq", "stability", "dpo_losses", "ablations", "warmups", "overfit"]
 RESULTS = Path(__file__).parent / "results"
 FIGURES = HOME / "docs" / "figures"
-ROOT = "out/experiments"  # the runs, all experiments' together: nl/0/reft, program/2/sft, ...
+ROOT = "out/experiments"  # the runs of all experiments: nl/0/reft, program/2/sft, ...
+COT = {"nl": "", "program": " --cot=program"}  # style of the solutions: its flag
 TABLE = re.compile(r"(<!-- table (\w+) (\w+)( zh)? -->\n).*?(<!-- end -->)", re.S)
 LENGTH = re.compile(r"(\[(\w+\.py)\]\(\2\), )\d+( lines)")
+MAKING = threading.Lock()  # two jobs that run at the same time may share a task
+
+
+# --- Runs ---
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a script into ROOT/folder; or a comparison, whose `flags` begin with the runs."""
-    script: str
-    folder: str
-    flags: tuple = ()
+    """A run of a script, or a comparison by eval.py. In its texts SEED stands for the seed, ROOT
+    for the folder of all runs, HOME for this repository. Two experiments may list the same job."""
+    folder: str  # in ROOT
+    command: str  # the script and its flags
     minutes: float = 1.0  # on one core
+    task: str = ""  # EXPERIMENT/tasks/NAME: a task that the experiment's problems(NAME) makes
+    variant: str = ""  # see variants.py
+    seeds: tuple = ()  # those that it is made for; () is all
+
+    def with_seed(self, seed):
+        own = f" --seed={seed}" if self.script() != "eval.py" and seed > 0 else ""
+        folder, command, task = (text.replace("SEED", str(seed)) for text in (
+            self.folder, self.command + own, self.task))
+        return replace(self, folder=folder, command=command, task=task)
+
+    def script(self):
+        return self.command.split()[0]
+
+    def needs(self):
+        """The folders of the runs that it starts from or measures."""
+        beside = not (self.script() in ("sft.py", "eval.py") or "--warmup=" in self.command)
+        return re.findall(r"ROOT/(\S+)", self.command) + [
+            f"{Path(self.folder).parent}/warmup"] * beside
 
     def argv(self, root):
-        return [flag.replace("ROOT", root) for flag in self.flags] + [f"--out={root}/{self.folder}"]
+        task = [f"--task=ROOT/{self.task}"] if self.task else []
+        return [flag.replace("ROOT", root).replace("HOME", str(HOME)) for flag in [
+            *self.command.split()[1:], *task, f"--out=ROOT/{self.folder}"]]
+
+    def config(self, root):
+        module = importlib.import_module(self.script().removesuffix(".py"))
+        return parse(module.Config, self.argv(root), "")
 
     def is_done(self, root):
-        out, argv = Path(root) / self.folder, self.argv(root)
-        if self.script == "eval.py":
-            runs, made = [flag for flag in argv if not flag.startswith("--")], out / "compare.json"
-            return made.exists() and all(
-                files.is_run(run) and (Path(run) / "result.json").stat().st_mtime
-                < made.stat().st_mtime for run in runs)
-        args = importlib.import_module(self.script.removesuffix(".py")).parse_args(argv)
-        flags = vars(args)
-        if "warmup" in flags:
-            flags = flags | {"warmup": files.warmup_folder(args)}
-        return files.finished_with(out, flags)
+        out = Path(root) / self.folder
+        if self.script() != "eval.py":
+            return is_finished(out) and not config_diff(out, self.config(root))
+        made, runs = out / "compare.json", [Path(root) / run / "result.json"
+                                            for run in self.needs()]
+        return made.exists() and all(
+            run.exists() and run.stat().st_mtime < made.stat().st_mtime for run in runs)
 
     def run(self, root):
-        """Make it on one core; a run that was interrupted goes on."""
-        out, argv = Path(root) / self.folder, self.argv(root)
-        argv += ["--resume"] * (self.script != "eval.py" and files.is_begun(out))
+        """Make it on one core. A run that was interrupted continues."""
+        if self.task:
+            make_task(self.task, root)
+        program = ["-m", "experiments.variants", self.variant] if self.variant else []
+        command = [*program, str(HOME / self.script()), *self.argv(root)]
+        if self.script() != "eval.py" and is_begun(Path(root) / self.folder):
+            command.append("--resume")
         began = time.time()
-        done = subprocess.run([sys.executable, str(HOME / self.script), *argv], text=True,
+        done = subprocess.run([sys.executable, *command], text=True,
                               env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         if done.returncode:
-            raise RuntimeError(f"python {self.script} {' '.join(argv)}\nended with code "
+            raise RuntimeError(f"python {' '.join(command)}\nended with code "
                                f"{done.returncode}: {done.stderr.strip()[-1000:]}")
-        print(f"{(time.time() - began) / 60:5.1f} minutes  python {self.script} {' '.join(argv)}",
-              flush=True)
+        print(f"{(time.time() - began) / 60:5.1f} minutes  python {' '.join(command)}", flush=True)
 
 
-def flags_of(seed, cot="nl"):
-    """Those that say which seed and style of solution a run is of, where it is not the default."""
-    return (f"--cot={cot}",) * (cot != "nl") + (f"--seed={seed}",) * (seed > 0)
+def make_task(task, root):
+    """Write ROOT/task/{train,dev,test}.jsonl, unless they are there."""
+    folder, (experiment, _, name) = Path(root) / task, task.split("/")
+    with MAKING:
+        if not (folder / "test.jsonl").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            for split, problems in load(experiment).problems(name).items():
+                write_lines(folder / f"{split}.jsonl", problems)
 
 
 def load(name):
     return importlib.import_module(f"experiments.{name}")
 
 
+def plan(name, seeds):
+    """The experiment's jobs, and those of other experiments that they need, in stages: the jobs of
+    one stage do not need each other."""
+    known = {job.folder: job for other in NAMES for job in load(other).JOBS}
+    levels, module = {}, load(name)
+
+    def add(folder):
+        levels[folder] = max([1 + add(other) for other in known[folder].needs()], default=0)
+        return levels[folder]
+    for folder in [*(job.folder for job in module.JOBS), *getattr(module, "USES", [])]:
+        add(folder)
+    return [[known[folder].with_seed(seed) for folder in levels if levels[folder] == level
+             for seed in seeds if seed in (known[folder].seeds or seeds)]
+            for level in range(1 + max(levels.values()))]
+
+
 def missing(name, seeds, root):
-    """The experiment's jobs that are still to be made, in stages."""
-    stages = zip_longest(*(load(name).plan(seed) for seed in seeds), fillvalue=[])
-    return [[job for jobs in stage for job in jobs if not job.is_done(root)] for stage in stages]
+    """The jobs of the plan that are still to be made."""
+    return [[job for job in stage if not job.is_done(root)] for stage in plan(name, seeds)]
 
 
 def minutes(stages):
-    """On the cores that there are."""
+    """On the cores of this machine."""
     return sum(job.minutes for stage in stages for job in stage) / (os.cpu_count() or 1)
 
 
 def make(name, seeds, root):
-    """Make the runs that are missing, one core each, side by side."""
+    """Make the missing runs in parallel, one core each."""
     stages = missing(name, seeds, root)
-    count = sum(map(len, stages))
-    print(f"{name}: {count} runs to make in {root}, about {minutes(stages):.0f} minutes on "
-          f"{os.cpu_count()} cores. Interrupt it at will: the same command goes on from there.",
+    print(f"{name}: {sum(map(len, stages))} runs to make in {root}, about {minutes(stages):.0f} "
+          f"minutes on {os.cpu_count()} cores. You may interrupt it: the same command continues.",
           flush=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for stage in stages:
@@ -106,7 +154,51 @@ def make(name, seeds, root):
                     job.result()
             except (KeyboardInterrupt, RuntimeError) as error:
                 pool.shutdown(cancel_futures=True)
-                stop(str(error) or "interrupted; the same command goes on from here", code=1)
+                stop(str(error) or "interrupted. The same command continues", code=1)
+
+
+# --- What the runs measured. In folder, SEED stands for each of the seeds ---
+
+
+def paths(root, folder, seeds):
+    return [Path(root) / folder.replace("SEED", str(seed)) for seed in seeds]
+
+
+def load_columns(root, folder, seeds, keys):
+    """{key: its values in the result.json of each seed's run}"""
+    results = [read_json(path / "result.json") for path in paths(root, folder, seeds)]
+    return {key: [result[key] for result in results] for key in keys}
+
+
+def load_column(root, folder, seeds, key="test_accuracy"):
+    return load_columns(root, folder, seeds, [key])[key]
+
+
+def load_metrics(root, folder, seeds):
+    """The metrics.jsonl of each seed's run."""
+    return [read_metrics(path) for path in paths(root, folder, seeds)]
+
+
+def load_comparisons(root, folder, seeds):
+    """{a run's folder, with SEED: what eval.py measured of it, for each seed}"""
+    found = {}
+    for seed, path in zip(seeds, paths(root, folder, seeds)):
+        for run, measured in read_json(path / "compare.json").items():
+            run = run.removeprefix(f"{root}/").replace(f"/{seed}/", "/SEED/")
+            found.setdefault(run, []).append(measured)
+    return found
+
+
+def load_responses(root, folder, seeds, i, run):
+    """The rows that the comparison of each seed kept of its run number i."""
+    return [read_rows(path / "generations" / f"{i}-{run}.jsonl")
+            for path in paths(root, folder, seeds)]
+
+
+def with_bands(rows, seeds, key="accuracy"):
+    """What collect returns: the bands are the rows' accuracies."""
+    return {"rows": rows, "bands": {name: dict(zip(seeds, row[key]))
+                                    for name, row in rows.items() if key in row}}
 
 
 def collect(name, seeds, root):
@@ -124,7 +216,7 @@ def processor():
 
 
 def rounded(x):
-    """Numbers to five digits, as many as any table shows."""
+    """Numbers to five digits: no table shows more."""
     if isinstance(x, dict):
         return {str(key): rounded(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)):
@@ -133,7 +225,7 @@ def rounded(x):
 
 
 def results(name):
-    return files.read_json(RESULTS, f"{name}.json")
+    return read_json(RESULTS / f"{name}.json")
 
 
 def save(name, seeds, root):
@@ -141,13 +233,50 @@ def save(name, seeds, root):
     RESULTS.mkdir(exist_ok=True)
     if hasattr(load(name), "draw"):
         load(name).draw(root, seeds)
-    files.write_json(RESULTS, f"{name}.json", collect(name, seeds, root))
+    write_json(RESULTS / f"{name}.json", collect(name, seeds, root))
+
+
+# --- Tables and figures ---
+
+
+def cells(row, **forms):
+    """One cell for each key: the mean over seeds in that format. The format "±" is mean and
+    standard deviation. A key that the row lacks gives an empty cell."""
+    return ["" if key not in row else mean_and_spread(row[key]) if form == "±" else
+            format(statistics.mean(row[key]), form) for key, form in forms.items()]
+
+
+def mean_and_spread(fractions):
+    """"89.9% ± 0.8": mean and standard deviation over seeds."""
+    spread = f" ± {100 * statistics.stdev(fractions):.1f}" if len(fractions) > 1 else ""
+    return f"{statistics.mean(fractions):.1%}{spread}"
+
+
+def draw_seeds(titles, series, labels, size=(3.7, 3.2), style="-", ylim=(0, 1)):
+    """One line per seed, in a panel for each title.
+
+    Args: series, of each panel {label: [[(x, y), ...] of each seed]}; labels, of the x axes.
+    Returns: the figure and its axes.
+    """
+    figure, axes = report.panels(titles, *size, sharex=len(set(labels)) == 1)
+    for ax, lines, label in zip(axes, series, labels):
+        for n, (name, curves) in enumerate(lines.items()):
+            for i, points in enumerate(curves):
+                ax.plot(*zip(*points), f"C{n}{style}", ms=4, lw=1, label=None if i else name)
+        ax.set(xlabel=label, ylim=ylim)
+    if len(series[0]) > 1:
+        axes[0].legend(fontsize=7)
+    return figure, axes
+
+
+def save_figure(figure, name):
+    report.save(figure, FIGURES / f"{name}.png")
 
 
 def filled(text):
-    """The text of a page, its tables made anew from results/: what stands between the lines
-    `<!-- table EXPERIMENT NAME -->` and `<!-- end -->`, in Chinese with `zh` behind the name. And
-    the lengths of files."""
+    """The text of a page with tables made from results/: what stands between the lines
+    `<!-- table EXPERIMENT NAME -->` and `<!-- end -->`, in Chinese if `zh` follows the name. The
+    lengths of files are filled in, too."""
     def table(match):
         start, experiment, name, chinese, end = match.groups()
         made = load(experiment).tables(results(experiment))[name]
@@ -172,20 +301,20 @@ def write():
             print(f"filled: {page.relative_to(HOME)}")
 
 
-# --- Does another machine find the same? ---
+# --- Does another machine get the same results? ---
 
 
 def band(accuracies):
-    """Where another seed's accuracy lies, 95 times of 100, if seeds are normal: mean -+ t s
-    sqrt(1 + 1/n); and at least 3 points around the mean, as rounding alone moves it by 2."""
+    """The 95% prediction interval of another seed's accuracy, if seeds are normal: mean -+ t s
+    sqrt(1 + 1/n); at least 3 points around the mean, since rounding alone moves it by 2."""
     n = len(accuracies)
-    mean, t = statistics.mean(accuracies), {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(n, 2.6)
+    middle, t = statistics.mean(accuracies), {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(n, 2.6)
     half = t * statistics.stdev(accuracies) * math.sqrt(1 + 1 / n) if n > 1 else 0.0
-    return mean - max(0.03, half), mean + max(0.03, half)
+    return middle - max(0.03, half), middle + max(0.03, half)
 
 
 def check(name, seed, root):
-    """Make the experiment's runs of one seed anew; whether each lies in the band of the results."""
+    """Re-run one seed. Is each of its accuracies within the band of the results?"""
     make(name, [seed], root)
     kept, new, outside = results(name), collect(name, [seed], root), 0
     for what, by_seed in kept["bands"].items():
@@ -200,27 +329,7 @@ def check(name, seed, root):
         print(f"{name}: seed {seed} agrees with the results")
         return
     print(f"{name}: {outside} of {len(kept['bands'])} outside. The results were made with "
-          f"{kept['made_with']}, these with {new['made_with']}.\nLook at: another torch or "
-          "transformers (config.json of a run); the warm-up, from which all else starts; the first "
-          "lines of metrics.jsonl, whose loss is the same to three digits on any machine unless "
-          "code, data or base model differ; and another seed, as one of twenty lies outside.")
+          f"{kept['made_with']}, these with {new['made_with']}.\nTry another seed: one of twenty "
+          "lies outside. Then compare the warm-up, and the first losses in metrics.jsonl: they are "
+          "the same to three digits on any machine, unless code, data or base model differ.")
     raise SystemExit(1)
-
-
-def load_result(root, folder):
-    return files.read_json(Path(root) / folder, "result.json")
-
-
-def load_comparison(root, folder):
-    return json.loads((Path(root) / folder / "compare.json").read_text())
-
-
-def load_responses(root, folder, i, run):
-    """The rows that a comparison kept of its run number i."""
-    return read_rows(Path(root) / folder / "generations" / f"{i}-{run}.jsonl")
-
-
-def mean_and_spread(fractions):
-    """"89.9% ± 0.8": mean and standard deviation over seeds."""
-    spread = f" ± {100 * statistics.stdev(fractions):.1f}" if len(fractions) > 1 else ""
-    return f"{statistics.mean(fractions):.1%}{spread}"

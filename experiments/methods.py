@@ -2,12 +2,10 @@
 
 import statistics
 
-from experiments import dozens, groups, main, rivals, rlhf
-from experiments.harness import load_result, mean_and_spread
-from plumbing.files import read_metrics
+from experiments.harness import cells, load_column, load_columns, load_metrics, with_bands
 from plumbing.tables import table
 
-SEEDS = main.SEEDS
+SEEDS = [0, 1, 2]
 ROWS = {  # name: (folders, who scores, data, models in memory, who samples)
     "SFT": (["nl/SEED/sft"], "nobody", "solutions", "1", "nobody"),
     "self-training": (["nl/SEED/offline"], "the rule picks", "answers", "1", "warm-up, once"),
@@ -23,41 +21,30 @@ ROWS = {  # name: (folders, who scores, data, models in memory, who samples)
              "policy, 4 a question"),
     "RFT: 48 questions": (["dozens/SEED/reft-48"], "the rule", "48 answers",
                           "2: policy and value, reference", "policy, 8 a question")}
-
-
-def plan(seed):
-    """All of it other experiments' runs."""
-    wanted = [path.replace("SEED", str(seed)) for paths, *_ in ROWS.values() for path in paths]
-    stages = [stage for plan in [main.plan, rivals.plan, rlhf.plan, groups.plan, dozens.plan]
-              for stage in plan(seed)]
-    wanted.append(f"nl/{seed}/warmup")
-    return [[job] for job in {job.folder: job for stage in stages for job in stage
-                              if job.folder in wanted}.values()]
+JOBS, USES = [], [folder for folders, *_ in ROWS.values() for folder in folders]
 
 
 def collect(root, seeds):
-    warmup = [load_result(root, f"nl/{seed}/warmup")["test_accuracy"] for seed in seeds]
-    rows = {}
-    for name, (paths, *_) in ROWS.items():
-        runs = [[path.replace("SEED", str(seed)) for path in paths] for seed in seeds]
-        found = [[load_result(root, run) for run in of_seed] for of_seed in runs]
-        accuracy = [of_seed[-1]["test_accuracy"] for of_seed in found]
-        logs = [[m for run in of_seed for m in read_metrics(f"{root}/{run}")] for of_seed in runs]
+    rows, warmups = {}, load_column(root, "nl/SEED/warmup", seeds)
+    for name, (folders, *_) in ROWS.items():
+        runs = [load_columns(root, folder, seeds, ["test_accuracy", "seconds", "peak_memory_mb"])
+                for folder in folders]
+        accuracies = runs[-1]["test_accuracy"]
         rows[name] = {
-            "accuracy": accuracy,
-            "gain": statistics.mean(a - b for a, b in zip(accuracy, warmup)),
-            "seconds": statistics.mean(sum(r["seconds"] for r in of_seed) for of_seed in found),
-            "memory": max(r["peak_memory_mb"] for of_seed in found for r in of_seed),
-            "samples": statistics.mean(sum(m.get("samples", 0) for m in log) for log in logs)}
-    return {"rows": rows, "bands": {name: dict(zip(seeds, row["accuracy"]))
-                                    for name, row in rows.items()}}
+            "accuracy": accuracies,
+            "gain": statistics.mean(a - b for a, b in zip(accuracies, warmups)),
+            "seconds": sum(statistics.mean(run["seconds"]) for run in runs),
+            "memory": max(x for run in runs for x in run["peak_memory_mb"]),
+            "samples": sum(m.get("samples", 0) for folder in folders for steps in load_metrics(
+                root, folder, seeds) for m in steps) / len(seeds)}
+    return with_bands(rows, seeds)
 
 
 def tables(results):
     lines = []
     for name, (_, *words) in ROWS.items():
         row = results["rows"][name]
-        lines.append([name, *words, mean_and_spread(row["accuracy"]), f"{row['samples']:,.0f}",
+        lines.append([name, *words, *cells(row, accuracy="±"), f"{row['samples']:,.0f}",
                       f"{row['memory']:,.0f} MB", f"{row['seconds']:.0f} s",
                       f"{row['seconds'] / (100 * row['gain']):.0f} s"])
     return {"methods": table(["", "who scores", "learns from", "models in memory", "who samples",

@@ -2,88 +2,65 @@
 
 import statistics
 
-from experiments import main
-from experiments.harness import (FIGURES, Job, flags_of, load_responses, load_result,
-                                 mean_and_spread)
-from plumbing.cli import HOME
-from plumbing.figures import panels, save
-from plumbing.files import read_metrics
+from experiments.harness import (COT, Job, cells, load_column, load_metrics, load_responses,
+                                 save_figure, with_bands)
+from plumbing.report import panels
 from plumbing.tables import table
 
-SEEDS = main.SEEDS
+SEEDS = [0, 1, 2]
 MODELS = {"base_model": "base model", "warmup": "warm-up, 5 epochs", "sft": "SFT, best of 40"}
 SAMPLES = 16
+JOBS = [job for cot in COT for job in [
+    Job(f"why_sft/{cot}/SEED/reft", f"reft_ppo.py --warmup=HOME/data/base_model{COT[cot]}", 5.0),
+    Job(f"why_sft/{cot}/SEED/samples", f"eval.py HOME/data/base_model ROOT/{cot}/SEED/warmup "
+        f"ROOT/{cot}/SEED/sft --split=dev --cot={cot} --samples={SAMPLES} --seed=SEED", 2.0)]]
+USES = [f"{cot}/SEED/reft" for cot in COT]
 
 
-def plan(seed):
-    stages = []
-    for cot in ["nl", "program"]:
-        warmup, others = main.runs_of(cot, seed)
-        base, flags = f"{HOME}/data/base_model", flags_of(seed, cot)
-        runs = [job for job in others if job.folder.endswith(("/sft", "/reft"))] + [
-            Job("reft_ppo.py", f"why_sft/{cot}/{seed}/reft", (*flags, f"--warmup={base}"), 5.0)]
-        samples = [Job("eval.py", f"why_sft/{cot}/{seed}/samples", (
-            base, *(f"ROOT/{cot}/{seed}/{name}" for name in ["warmup", "sft"]), "--split=dev",
-            f"--cot={cot}", f"--samples={SAMPLES}", f"--seed={seed}"), 2.0)]
-        stages.append([warmup, runs, samples])
-    return [[*words, *programs] for words, programs in zip(*stages)]
-
-
-def shares(root, cot, seed):
-    """{model: of each dev question, the share of its samples that is right}"""
-    found = {}
-    for i, name in enumerate(MODELS):
-        rows = load_responses(root, f"why_sft/{cot}/{seed}/samples", i, name)
-        right = [row["correct"] for row in rows if row["decoding"] == "sampled"]
-        found[name] = [sum(right[at:at + SAMPLES]) / SAMPLES
-                       for at in range(0, len(right), SAMPLES)]
-    return found
+def shares(rows):
+    """For each question, the share of its samples that is right."""
+    right = [row["correct"] for row in rows if row["decoding"] == "sampled"]
+    return [sum(right[at:at + SAMPLES]) / SAMPLES for at in range(0, len(right), SAMPLES)]
 
 
 def collect(root, seeds):
-    rows, bands = {}, {}
-    for cot in ["nl", "program"]:
-        found = [shares(root, cot, seed) for seed in seeds]
-        starts = {"base_model": [f"why_sft/{cot}/{seed}/reft" for seed in seeds],
-                  "warmup": [f"{cot}/{seed}/reft" for seed in seeds]}
-        for name in MODELS:
-            of_each = [x[name] for x in found]
-            row = {"right": [statistics.mean(x) for x in of_each],
-                   "some": [sum(0 < y < 1 for y in x) / len(x) for x in of_each],
-                   "none": [sum(y == 0 for y in x) / len(x) for x in of_each],
-                   "histogram": [sum(min(9, int(10 * y)) == bin for x in of_each for y in x)
-                                 / sum(map(len, of_each)) for bin in range(10)]}
+    rows = {}
+    for cot in COT:
+        starts = {"base_model": f"why_sft/{cot}/SEED/reft", "warmup": f"{cot}/SEED/reft"}
+        for i, name in enumerate(MODELS):
+            found = [shares(responses) for responses in load_responses(
+                root, f"why_sft/{cot}/SEED/samples", seeds, i, name)]
+            row = {"right": [statistics.mean(x) for x in found],
+                   "some": [sum(0 < y < 1 for y in x) / len(x) for x in found],
+                   "none": [sum(y == 0 for y in x) / len(x) for x in found],
+                   "histogram": [sum(min(9, int(10 * y)) == bin for x in found for y in x)
+                                 / sum(map(len, found)) for bin in range(10)]}
             if name in starts:
-                runs = starts[name]
-                row["reft"] = [load_result(root, run)["test_accuracy"] for run in runs]
-                row["rewarded"] = [statistics.mean(m["accuracy"] for m in read_metrics(
-                    f"{root}/{run}")) for run in runs]
-                bands[f"{cot} {name}"] = dict(zip(seeds, row["reft"]))
+                row["reft"] = load_column(root, starts[name], seeds)
+                row["rewarded"] = [statistics.mean(m["accuracy"] for m in steps)
+                                   for steps in load_metrics(root, starts[name], seeds)]
             rows[f"{cot} {name}"] = row
-    return {"rows": rows, "bands": bands}
+    return with_bands(rows, seeds, "reft")
 
 
 def tables(results):
-    lines = []
-    for cot, style in [("nl", "words"), ("program", "programs")]:
-        for name, title in MODELS.items():
-            row = results["rows"][f"{cot} {name}"]
-            lines.append([f"{title}, {style}", *(mean_and_spread(row[key]) if key in row else ""
-                                                for key in ["right", "none", "some", "reft"])])
-    return {"why_sft": table(["", "right samples", "questions with none right",
-                              "with some right, some wrong", "ReFT from it, test"], lines)}
+    return {"why_sft": table(
+        ["", "right samples", "questions with none right", "with some right, some wrong",
+         "ReFT from it, test"],
+        [[f"{title}, {style}", *cells(results["rows"][f"{cot} {name}"], right="±", none="±",
+                                      some="±", reft="±")]
+         for cot, style in zip(COT, ["words", "programs"]) for name, title in MODELS.items()])}
 
 
 def draw(root, seeds):
     rows = collect(root, seeds)["rows"]
     figure, axes = panels(["words", "programs"], width=4.6)
-    for ax, cot in zip(axes, ["nl", "program"]):
+    for ax, cot in zip(axes, COT):
         for n, (name, title) in enumerate(MODELS.items()):
             ax.bar([bin + 0.27 * n for bin in range(10)], rows[f"{cot} {name}"]["histogram"],
                    0.27, color=f"C{n}", label=title)
-        ax.set_xticks(range(0, 10, 3), [f"{10 * bin} to {10 * bin + 10}%"
-                                        for bin in range(0, 10, 3)])
+        ax.set_xticks(range(0, 10, 3), [f"{bin}0 to {bin + 1}0%" for bin in range(0, 10, 3)])
         ax.set(xlabel=f"of {SAMPLES} samples to a question are right", ylim=(0, 1))
     axes[0].set_ylabel("share of the dev questions")
     axes[0].legend(fontsize=8)
-    save(figure, FIGURES / "why_sft.png")
+    save_figure(figure, "why_sft")

@@ -1,10 +1,14 @@
-"""The command line: flags that mean the same in every script, and errors of one sentence."""
+"""The command line: the fields of a script's Config are its flags. Errors are one sentence."""
 
 import argparse
+import dataclasses
 import difflib
 import functools
+import math
 import os
+import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,15 +18,15 @@ HOME = Path(__file__).parents[1]
 
 
 def stop(message: str, code: int = 2) -> NoReturn:
-    """End the program with one sentence on stderr: what, where, how to mend it. code: 2 for what is
-    wrong with the input, 1 for what goes wrong in a run."""
+    """End the program with one sentence on stderr: what is wrong, where, how to mend it. code: 2 if
+    the input is wrong, 1 if something goes wrong during a run."""
     tqdm.write(f"error: {message}", file=sys.stderr)  # on a line of its own, above a progress bar
     raise SystemExit(code)
 
 
 @functools.cache
 def warn(message: str):
-    """A sentence on stderr, once."""
+    """Print a sentence on stderr, once."""
     tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
@@ -54,110 +58,106 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Shows the description as it is written, and each default but None and False."""
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        hidden = action.default is None or action.default is False
+        return action.help if hidden else super()._get_help_string(action)
 
 
-def text(value):
-    """An argparse type: a text that is not empty, as a shell variable that is not set would be; a
-    ~ at its beginning is the home folder."""
+# --- A Config: a dataclass with one flag per field ---
+
+
+def flag(default, help, kind=None, **limits):
+    """A field of a Config. kind: the type, unless it is that of the default. limits: at_least,
+    at_most, above (numbers), choices."""
+    return dataclasses.field(default=default, metadata={
+        "help": help, "kind": kind or type(default), **limits})
+
+
+@dataclass
+class RunConfig:
+    """The flags that mean the same in every script that trains."""
+    model: str = flag(str(HOME / "data" / "base_model"),
+                      "a Hugging Face folder or hub name: the model before any training")
+    task: str = flag("word_problems", "word_problems (embedded), word_problems_mcq or records; "
+                     "gsm8k, svamp or mathqa from the hub; or a .jsonl or .json file, or a folder "
+                     "with train, dev and test.jsonl")
+    cot: str = flag("nl", "solutions in words (N-CoT) or as Python programs (P-CoT)",
+                    choices=["nl", "program"])
+    reward: str = flag(None, "what scores a response instead of the rule: a grader (.json, or .py "
+                       "with grade(sample, item)), or a reward model's folder", str)
+    limit: int = flag(None, "train on the first N problems only", int, at_least=1)
+    eval_limit: int = flag(None, "evaluate on the first N problems of a split only", int,
+                           at_least=1)
+    max_new_tokens: int = flag(100, "the longest response, in tokens [ReFT: 700]", at_least=1)
+    seed: int = flag(0, "the same seed gives the same numbers on the same CPU", at_least=0,
+                     at_most=2**32)
+    out: str = flag("out/run", "the folder that this run writes; use a new one per configuration")
+    resume: bool = flag(False, "continue the unfinished run in --out exactly where it stopped")
+    overwrite: bool = flag(False, "replace the run in --out")
+    save_every: int = flag(20, "steps between checkpoints", at_least=1)
+    device: str = flag("auto", "auto takes cuda, else mps, else cpu",
+                       choices=["auto", "cpu", "cuda", "mps"])
+    dtype: str = flag("float32", "of the forward pass; the weights are trained in float32",
+                      choices=["float32", "bfloat16"])
+    micro_batch_size: int = flag(128, "responses per forward pass, twice as many when sampling; "
+                                 "the gradient is the whole batch's", at_least=1)
+    gradient_checkpointing: bool = flag(False, "recompute activations: less memory, a third more "
+                                        "time")
+
+    @property
+    def uses_reward_model(self):
+        return is_reward_model(self.reward)
+
+
+def parse(Config, argv, description):
+    """A Config from the command line; `description` is the script's docstring."""
+    parser = Parser(description=description)
+    for field in dataclasses.fields(Config):
+        kind, limits = field.metadata["kind"], dict(field.metadata)
+        name, usual, text = as_flag(field.name), field.default, limits.pop("help")
+        limits.pop("kind")
+        if kind is bool:
+            parser.add_argument(name, action="store_true", help=text)
+        elif kind is list:
+            parser.add_argument(field.name, nargs="*", type=not_empty, help=text)
+        elif "choices" in limits:
+            parser.add_argument(name, default=usual, help=text, dest=field.name,
+                                choices=limits["choices"])
+        else:
+            read = not_empty if kind is str else functools.partial(number, kind, **limits)
+            parser.add_argument(name, default=usual, help=text, type=read,
+                                metavar={str: "TEXT", int: "N", float: "X"}[kind])
+    args = parser.parse_args(argv)
+    if getattr(args, "resume", False) and args.overwrite:
+        parser.error("--resume continues a run and --overwrite replaces it: leave one out")
+    return Config(**vars(args))
+
+
+def not_empty(value):
+    """An argparse type: a text that is not empty; a ~ at its beginning is the home folder."""
     if not value.strip():
-        raise argparse.ArgumentTypeError("is empty: give a name, or leave the flag out")
+        raise argparse.ArgumentTypeError("is empty: give a value, or leave the flag out")
     return os.path.expanduser(value)
 
 
-def number(kind, low=None, high=None, above=None):
-    """An argparse type: a finite number of `kind` within [low, high] and greater than `above`."""
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
-        bounds += [f"greater than {above}"] * (above is not None)
-        if (value is None or not abs(value) < 1e38 or (low is not None and value < low)
-                or (high is not None and value > high) or (above is not None and value <= above)):
-            raise argparse.ArgumentTypeError(
-                f"has to be {'a whole number' if kind is int else 'a number'} "
-                f"{' and '.join(bounds)}, not {text!r}")
-        return value
-    return parse
-
-
-def steps_or_minutes(text):
-    """An argparse type: 20, or "10m" as it stands."""
-    if text.endswith("m") and number(float, above=0)(text[:-1]):
-        return text
-    return number(int, 1)(text)
-
-
-def make_parser(description: str, out: str, trains=True) -> Parser:
-    """A parser with the flags that mean the same in every script. trains: and in all that train."""
-    parser = Parser(description=description)
-    flags = parser.add_argument_group("the run")
-    flags.add_argument("--model", type=text, default=str(HOME / "data" / "base_model"),
-                       help="a Hugging Face folder or hub name, the model before any training here")
-    flags.add_argument("--task", type=text, default="word_problems",
-                       help="word_problems, the embedded one; word_problems_mcq, the same as "
-                       "multiple choice; records, texts to JSON (see docs/graders.md); from the "
-                       "hub gsm8k (openai/gsm8k), svamp (ChilleD/SVAMP) or mathqa "
-                       "(regisss/math_qa, multiple choice); a .jsonl or .json file, or a folder of "
-                       "train, dev and test.jsonl")
-    flags.add_argument("--reward", type=text, default=None, metavar="FILE",
-                       help="what scores a response in place of the rule, and chooses the model on "
-                       "dev: a grader's .json file (see graders.py), or the folder of a reward "
-                       "model, as reward_model.py makes it")
-    flags.add_argument("--cot", default="nl", choices=["nl", "program"],
-                       help="solutions in words (N-CoT) or as Python programs (P-CoT)")
-    if trains:
-        flags.add_argument("--limit", type=number(int, 1), default=None,
-                           help="train on only the first so many problems")
-    flags.add_argument("--eval-limit", *["--limit"] * (not trains), type=number(int, 1),
-                       default=None, help="measure on only the first so many problems of a split")
-    flags.add_argument("--max-new-tokens", type=number(int, 1), default=100,
-                       help="the longest response [ReFT: 700]")
-    flags.add_argument("--seed", type=number(int, 0, 2**32), default=0,
-                       help="the same seed gives the same numbers on the same CPU")
-    flags.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"],
-                       help="auto takes cuda, else mps, else cpu")
-    flags.add_argument("--out", type=text, default=out,
-                       help="the folder this run writes; one of other flags takes another")
-    if trains:
-        flags.add_argument("--save-every", type=steps_or_minutes, default=20, metavar="N",
-                           help="steps between checkpoints, or minutes, as 10m; one more at Ctrl-C "
-                           "and SIGTERM")
-        flags.add_argument("--keep-checkpoints", type=number(int, 1), default=2,
-                           help="so many of them, the newest")
-        either = flags.add_mutually_exclusive_group()
-        either.add_argument("--resume", action="store_true",
-                            help="go on with the unfinished run in --out, exactly where it was")
-        either.add_argument("--overwrite", action="store_true",
-                            help="replace the run that is in --out, whatever its settings")
-    flags = parser.add_argument_group("memory: what a large model needs on a small device")
-    flags.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"],
-                       help="of matrix products, float32 on CUDA as TF32; in training the weights "
-                       "stay float32, since steps of 1e-6 vanish in bfloat16")
-    flags.add_argument("--micro-batch-size", type=number(int, 1), default=128,
-                       help="responses at once in an update; the gradient is the whole batch's. A "
-                       "run halves this and the next by itself where memory does not suffice")
-    flags.add_argument("--generate-batch-size", type=number(int, 1), default=256,
-                       help="responses sampled at once, in rollouts and in evaluations")
-    if trains:
-        flags.add_argument("--gradient-checkpointing", action="store_true",
-                           help="keep each layer's input alone, and compute the rest again when "
-                           "the gradient is taken: a third more time")
-    return parser
-
-
-def shared_defaults() -> dict:
-    """The flags of every script that trains, and their defaults; but for those of one run alone."""
-    usual = vars(make_parser("", out="out").parse_args([]))
-    return {name: value for name, value in usual.items()
-            if name not in ("out", "resume", "overwrite")}
+def number(kind, text, at_least=None, at_most=None, above=None):
+    """An argparse type: a finite number of `kind` within the limits."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    bounds = {"at least": at_least, "at most": at_most, "greater than": above}
+    if not (abs(value) < 1e38 and (at_least is None or value >= at_least)
+            and (at_most is None or value <= at_most) and (above is None or value > above)):
+        wanted = " and ".join(f"{words} {x}" for words, x in bounds.items() if x is not None)
+        raise argparse.ArgumentTypeError(
+            f"has to be {'a whole number' if kind is int else 'a number'} {wanted}".rstrip()
+            + f", not {text!r}")
+    return value
 
 
 def is_grader(reward) -> bool:
-    """Whether --reward names a grader's file, and not a reward model's folder."""
-    return str(reward).endswith(".json")
+    """Whether --reward names a grader's file."""
+    return str(reward).endswith((".json", ".py"))
 
 
 def is_reward_model(reward) -> bool:
@@ -165,26 +165,22 @@ def is_reward_model(reward) -> bool:
     return reward is not None and not is_grader(reward)
 
 
-def as_argv(flags: dict) -> list[str]:
-    """Those of the flags that are not a shared one at its default: ["--kl-coef=0.1", ...]."""
-    usual = shared_defaults()
-    return [as_flag(name) + (f"={value}" if value is not True else "")
-            for name, value in flags.items() if name not in usual or value != usual[name]]
-
-
 def as_flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return f"--{name.rstrip('_').replace('_', '-')}"  # from_: `from` is a word of Python
 
 
-def shared_flags(args) -> list[str]:
-    """The flags that every script has, as args have them, as an argv. A reward model stays where it
-    was named: what a warm-up or a baseline imitates needs none."""
-    return as_argv({name: getattr(args, name) for name in shared_defaults()
-                    if name != "reward" or not is_reward_model(args.reward)})
+def as_argv(config, **changes) -> list[str]:
+    """The flags that make this Config: those whose values are not the defaults."""
+    argv = []
+    for field in dataclasses.fields(config):
+        value = changes.get(field.name, getattr(config, field.name))
+        if field.metadata["kind"] is list:
+            argv += value or []
+        elif value != field.default:
+            argv.append(as_flag(field.name) + (f"={value}" if value is not True else ""))
+    return argv
 
 
-def command(script: str, args, name: str) -> str:
-    """The command that runs `script` on the same task, model and seed, into the folder `name`
-    beside --out."""
-    out = Path(args.out).parent / name
-    return " ".join(["python", script, *shared_flags(args), f"--out={out}"])
+def command(script: str, argv) -> str:
+    """A command as one types it, its arguments quoted where they need to be."""
+    return shlex.join(["python", script, *argv])

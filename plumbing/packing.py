@@ -1,40 +1,29 @@
-"""Lay prompts and responses out as a batch, and run a model on it without computing its padding,
-nor logits that nobody reads.
+"""What makes a model fast and small in memory, and changes none of its numbers. A reader of the
+algorithms can skip this file: lm.py does the same in plain words, and tests compare the two.
 
-A batch of unequal lengths is a third padding. Here its tokens stand in one row instead, one
-sequence after the other, for all that a model does to each token alone; only attention, which must
-keep the sequences apart, lays them out as a grid again, eight at a time, of similar length. The
-results are those of the padded batch, to rounding, and tests hold them to it.
+Packing: a third of a batch of unequal lengths is padding. Here its tokens stand in one row, one
+sequence after the other. Only attention must keep the sequences apart: it lays them out in grids of
+eight sequences of similar length.
 """
+
+import contextlib
+import functools
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from plumbing.cli import warn
+from plumbing.cli import stop, warn
 
-GROUP = 8  # sequences that share a grid: fewer waste less of it, more are fewer calls
+GROUP = 8  # sequences that share a grid: fewer waste less padding, more need fewer calls
 
 
-def pad(examples, device):
-    """Prompts padded on the left, responses on the right. The masks come from lengths, so padding
-    may be any token, EOS too.
-
-    Args:
-        examples: a list of (prompt ids, response ids).
-    Returns: ids and attention_mask (batch, seq), the mask over tokens and not over the padding;
-        response mask (batch, seq-1), bool: column t is True where token t+1 is of the response.
-    """
-    n_prompt = max(len(p) for p, _ in examples)
-    ids = torch.zeros(len(examples), n_prompt + max(len(r) for _, r in examples), dtype=torch.long)
-    attention_mask, mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for row, (p, r) in enumerate(examples):
-        ids[row, n_prompt - len(p):n_prompt + len(r)] = torch.tensor(p + r)
-        attention_mask[row, n_prompt - len(p):n_prompt + len(r)] = 1
-        mask[row, n_prompt:n_prompt + len(r)] = True
-    return ids.to(device), attention_mask.to(device), mask[:, 1:].to(device)
+# --- Packing ---
 
 
 def packed_attention(module, query, key, value, attention_mask, layout=None, sliding_window=None,
@@ -74,7 +63,7 @@ def pack(ids, attention_mask, mask):
 
     Laid out on the CPU: on a GPU the host would wait for a dozen of these steps.
 
-    Args: as predict's.
+    Args: as lm.pad returns them.
     Returns: ids and positions (1, tokens); place (batch, seq), where in the row each token stands,
         on the CPU; layout, how attention lays the row out in grids, a group of sequences each,
         which start in the first column: token_of_cell (cells of all grids,), cell_of_token
@@ -106,76 +95,144 @@ def pack(ids, attention_mask, mask):
     return row, positions, place, (token_of_cell, cell_of_token, shapes)
 
 
-def predict(lm, ids, attention_mask, mask, hidden_states=False):
-    """What the model predicts in the states in which the masked tokens were chosen.
+def is_enabled(model):
+    return model.config._attn_implementation == "packed"
 
-    Args: ids, attention_mask (batch, seq); mask (batch, seq-1), bool: column t is about token t+1.
-    Returns: logits (masked tokens, vocab), float32, in the order of x[mask]; and the last hidden
-        states (masked tokens, size) where asked for, else None.
+
+def packed_logits(lm, ids, attention_mask, mask, with_hidden):
+    """lm.response_logits for a model whose batches are packed."""
+    mask = mask.cpu()
+    row, positions, place, layout = pack(ids, attention_mask, mask)
+    states, again = place[:, :-1][mask], None
+    # The gradient of an index that repeats is summed in no fixed order; of two, either is equal
+    if states.unique(return_counts=True)[1].max() > 2:
+        states, again = (x.to(ids.device) for x in states.unique(return_inverse=True))
+    states = states.to(ids.device)
+    out = lm(input_ids=row, position_ids=positions, layout=layout, use_cache=False,
+             attention_mask=row.new_ones(1, 1, 1, 1),  # so that the model makes none of its own
+             logits_to_keep=states, output_hidden_states=-1 if with_hidden else False)
+    logits, hidden = out.logits[0], out.hidden_states[-1][0, states] if with_hidden else None
+    if again is not None:
+        logits = logits.index_select(0, again)
+        hidden = hidden.index_select(0, again) if with_hidden else None
+    return (logits.float(), hidden) if with_hidden else logits.float()
+
+
+def packed_last_hidden(model, ids, attention_mask, mask, rows, last):
+    """lm.last_hidden for a model whose batches are packed. The last tokens are at ids[rows, last].
     """
-    layers = -1 if hidden_states else False  # the last one's alone: True would keep them all
-    if lm.config._attn_implementation == "packed":
-        mask = mask.cpu()
-        row, positions, place, layout = pack(ids, attention_mask, mask)
-        states, again = place[:, :-1][mask], None
-        # The gradient of an index that repeats is summed in no fixed order; of two, either is equal
-        if states.unique(return_counts=True)[1].max() > 2:
-            states, again = (x.to(ids.device) for x in states.unique(return_inverse=True))
-        states = states.to(ids.device)
-        out = lm(input_ids=row, position_ids=positions, layout=layout, use_cache=False,
-                 attention_mask=row.new_ones(1, 1, 1, 1),  # so that the model makes none of its own
-                 logits_to_keep=states, output_hidden_states=layers)
-        logits, hidden = out.logits[0], out.hidden_states[-1][0, states] if hidden_states else None
-        if again is not None:
-            logits = logits.index_select(0, again)
-            hidden = hidden.index_select(0, again) if hidden_states else None
-    else:
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        out = lm(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
-                 use_cache=False, output_hidden_states=layers)
-        logits = out.logits[:, :-1][mask]
-        hidden = out.hidden_states[-1][:, :-1][mask] if hidden_states else None
-    return logits.float(), hidden
-
-
-def last_hidden(model, ids, attention_mask, mask):
-    """The last hidden state (batch, size) of each sequence's last token. model: one without a head,
-    as AutoModel is; the others as predict's."""
-    everyone = torch.arange(len(ids), device=ids.device)
-    last = (attention_mask * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
-    if model.config._attn_implementation == "packed":
-        row, positions, place, layout = pack(ids, attention_mask, mask)
-        out = model(input_ids=row, position_ids=positions, layout=layout, use_cache=False,
-                    attention_mask=row.new_ones(1, 1, 1, 1))
-        return out.last_hidden_state[0].index_select(0, place.to(ids.device)[everyone, last])
-    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    out = model(input_ids=ids, attention_mask=attention_mask, position_ids=positions,
-                use_cache=False)
-    return out.last_hidden_state[everyone, last]
+    row, positions, place, layout = pack(ids, attention_mask, mask)
+    out = model(input_ids=row, position_ids=positions, layout=layout, use_cache=False,
+                attention_mask=row.new_ones(1, 1, 1, 1))
+    return out.last_hidden_state[0].index_select(0, place.to(ids.device)[rows, last])
 
 
 @torch.no_grad()
-def enable(lm, read=lambda *batch: predict(*batch)[0]):
-    """Let `read` pack this model's batches, if that changes nothing: tried on a small batch, as
-    in some models tokens meet elsewhere than in attention, or attention is of their own making."""
+def enable(model, read):
+    """Let `read`, one of lm.py's functions, pack this model's batches, if that changes nothing. A
+    small batch is tried, because some models mix tokens elsewhere than in attention."""
     tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False  # it rounds by what this looks for
-    ids = torch.arange(12, device=lm.device).view(2, 6) % lm.config.vocab_size
+    torch.backends.cuda.matmul.allow_tf32 = False  # its rounding is as large as the difference
+    ids = torch.arange(12, device=model.device).view(2, 6) % model.config.vocab_size
     attention_mask = torch.ones_like(ids)
     attention_mask[0, :3] = 0
-    padded = read(lm, ids, attention_mask, attention_mask[:, :-1].bool())
-    usual = lm.config._attn_implementation
+    padded = read(model, ids, attention_mask, attention_mask[:, :-1].bool())
+    usual = model.config._attn_implementation
     try:
-        lm.set_attn_implementation("packed")
-        packed = read(lm, ids, attention_mask, attention_mask[:, :-1].bool())
-        rounding = 1e-3 if lm.dtype == torch.float32 else 5e-2
+        model.set_attn_implementation("packed")
+        packed = read(model, ids, attention_mask, attention_mask[:, :-1].bool())
+        rounding = 1e-3 if model.dtype == torch.float32 else 5e-2
         same = (packed - padded).abs().max() <= rounding * padded.abs().max()
-        why = ("its attention cannot be exchanged" if lm.config._attn_implementation != "packed"
-               else None if same else "it gives other numbers than on a padded batch")
+        why = ("its attention cannot be exchanged" if not is_enabled(model) else
+               None if same else "it gives other numbers than on a padded batch")
     except Exception as error:  # each model has its own way to refuse
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     torch.backends.cuda.matmul.allow_tf32 = tf32
     if why:
-        lm.set_attn_implementation(usual)
-        warn(f"{type(lm).__name__} cannot be run on packed batches ({why}): its padding is "
-             "computed, too, which takes a third longer or so")
+        model.set_attn_implementation(usual)
+        warn(f"{type(model).__name__} cannot run on packed batches ({why}). Its padding is "
+             "computed, too, which takes about a third more time")
+
+
+# --- Sampling ---
+
+
+def preallocated_cache(config):
+    """A key-value cache with room for the tokens to come."""
+    cache = DynamicCache(config=config)
+    cache.layers = [PreallocatedLayer() if type(layer) is DynamicLayer else layer
+                    for layer in cache.layers]
+    return cache
+
+
+class PreallocatedLayer(DynamicLayer):
+    """A layer of the cache. transformers' own copies all of its keys and values for each token."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.buffers = {}
+        used = self.get_seq_length()
+        self.keys = self.append("keys", used, key_states)
+        self.values = self.append("values", used, value_states)
+        return self.keys, self.values
+
+    def append(self, name, used, states):
+        """(batch, heads, used, size) and the new states (batch, heads, new, size), as one tensor.
+        """
+        length, buffer = used + states.shape[2], self.buffers.get(name)
+        if buffer is None or buffer.shape[2] < length:
+            buffer = self.buffers[name] = states.new_empty(
+                *states.shape[:2], length + max(32, length // 4), states.shape[3])
+            buffer[:, :, :used] = getattr(self, name) if used else 0
+        buffer[:, :, used:length] = states
+        return buffer[:, :, :length]
+
+    def batch_select_indices(self, indices):
+        super().batch_select_indices(indices)
+        self.buffers = {}
+
+
+@contextlib.contextmanager
+def sampling_weights(model):
+    """The weights of a model that is trained under autocast, in bfloat16 until this is left:
+    autocast would cast all of them for each token, and give the cache float32."""
+    own = {p: p.data for p in model.parameters()} if getattr(model, "autocast", False) else {}
+    try:
+        for p in own:
+            p.data = p.data.bfloat16()
+        yield
+    finally:
+        for p, data in own.items():
+            p.data = data
+
+
+# --- Memory ---
+
+
+def autocast(model):
+    """Let the model's forward pass run in bfloat16; its weights stay float32."""
+    model.autocast = True  # see sampling_weights
+    part = getattr(model, "base_model", model) if hasattr(model, "score") else model
+    part.forward = functools.partial(in_bfloat16, part.forward)
+
+
+def in_bfloat16(forward, input_ids, **inputs):
+    with torch.autocast(input_ids.device.type, torch.bfloat16):
+        return forward(input_ids=input_ids, **inputs)
+
+
+def checkpoint_layers(model):
+    """Gradient checkpointing in eval mode, in which transformers' own does nothing: PPO and DPO
+    need dropout off."""
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not layers:
+        stop(f"--gradient-checkpointing: {type(model).__name__} does not support it. Leave it out")
+    for layer in layers:
+        layer.forward = functools.partial(checkpointed, layer.forward)
+
+
+def checkpointed(forward, *args, **kwargs):
+    if not torch.is_grad_enabled():  # it would save the generators' states for each sampled token
+        return forward(*args, **kwargs)
+    return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)

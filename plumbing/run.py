@@ -1,221 +1,370 @@
-"""One training run, from its flags to its result: what a `train` needs that is no algorithm.
+"""One training run: its folder, its steps, its checkpoints, its end.
 
-    run = Run(args, "SFT")                     # stops where --out must not be written
-    run.begin(model, tokenizer, [model, optimizer, schedule], ...)
-    for step in run.steps():                   # with --resume, from where the last checkpoint was
+    run = Run(config, "SFT")                        # stops if --out must not be written
+    run.restore(model=model, optimizer=optimizer)   # with --resume: the last checkpoint
+    for step in run.steps(total):                   # saves after every --save-every steps
         ...
-        run.update(model, optimizer)           # clip the gradient, step, zero; or stop: not finite
-        run.log(metrics)                       # and measure on dev, where it is time for that
-    run.finish(measure, ...)                   # the best model; test, once; figure, result.json
-
-Checkpoints are written after whole steps: every --save-every, at the last one, and at Ctrl-C and
-SIGTERM. The best model is written when it is found, beside them.
+        run.log(metrics)
+    run.finish(...)                                 # figure, advice, result.json
 """
 
+import dataclasses
+import hashlib
+import os
+import platform
 import random
+import shutil
+import signal
+import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from plumbing import files
-from plumbing.checkpoints import (best_model, catch_signals, checkpoints, fail, load_checkpoint,
-                                  lock, save_checkpoint, set_random_state)
-from plumbing.models import peak_memory_mb, save_model
-from plumbing.tables import accuracy_table, percent
+from plumbing.checkpoints import (checkpoints, load_checkpoint, log_step, read_best, read_json,
+                                  read_metrics, save_checkpoint, save_model, write_json)
+from plumbing.cli import HOME, as_argv, as_flag, command, stop
+
+# Flags that do not decide what is learned, but for rounding: a resumed run may change them
+NOT_SETTINGS = {"out", "resume", "overwrite", "save_every", "device", "micro_batch_size",
+                "gradient_checkpointing"}
+SOURCES = ["model", "warmup", "task", "pairs", "reward"]  # flags that may name files
+WRITTEN = ["model", "checkpoint", "samples", "metrics.jsonl", "result.json"]
+SHOWN = ["reward", "kl", "response_tokens", "epoch", "loss", "margin"]  # behind the progress bar
 
 
 class Run:
-    """Attributes: step, the one under way, 0 before the first; order, numbers of the examples still
-    to come (see take) or in this epoch's order (see batch); best, the best evaluation on dev and
-    its step; first, the evaluation before the first step, where there was one; facts."""
+    """Attributes: step, 0 before the first; best, the dev metrics of the best model and its step;
+    first, the dev metrics before the first step; order, the numbers of the examples to come;
+    facts, what else result.json gets. The last three are part of a checkpoint."""
 
-    def __init__(self, args, name):
-        """Stops where a run of these flags may not write its --out. name: the algorithm's."""
-        self.args, self.out, self.name, self.start = args, args.out, name, time.time()
-        files.claim(args)
+    def __init__(self, config, name):
+        """Stop if this run must not write --out. name: what people call the algorithm."""
+        self.config, self.out, self.name, self.began = config, Path(config.out), name, time.time()
+        self.lock = lock_folder(self.out)
+        check_output_folder(config)
+        self.step, self.best, self.first, self.order, self.facts = 0, None, {}, [], {}
+        self.step_seconds, self.bar = 0.0, None
 
-    def going_on(self):
-        """Whether begin() will take over a checkpoint."""
-        return self.args.resume and bool(checkpoints(self.out))
+    def is_resumed(self):
+        """Whether restore() will load a checkpoint."""
+        return self.config.resume and bool(checkpoints(self.out))
 
-    def begin(self, model, tokenizer, parts, total, effective_batch, eval_every, measure, order=(),
-              shows=(), criterion="dev_accuracy", measure_first=False, cost=None, facts=None):
-        """Open the folder; or with --resume, take over its last checkpoint.
-
-        Args:
-            model, tokenizer: what to measure and save.
-            parts: all that has a state: modules, the optimizer, its schedule, torch.Generators.
-            effective_batch: the examples that one optimizer step learns from.
-            measure: () -> metrics on dev, by the `criterion` among which the best model is chosen.
-            shows: metrics to show behind the progress bar.
-            measure_first: whether to measure before the first step, too.
-            cost: what that model's data have cost, to be logged with it as step 0.
-            facts: what else belongs in result.json.
-        """
-        self.model, self.tokenizer, self.parts = model, tokenizer, parts
-        self.total, self.measure = total, measure
-        self.eval_every, self.shows, self.criterion = eval_every, shows, criterion
-        values = dict(order=list(order), best=None, first={}, facts=facts or {})
-        self.step, self.random, self.values, self.saved_at = 0, None, values.keys(), time.time()
-        files.make_folder(self.out)
-        lock(self.out)
-        saved = load_checkpoint(self.out, parts, self.values) if self.args.resume else None
+    def restore(self, **parts):
+        """Open the folder; with --resume, load the last checkpoint. parts: whatever has a state:
+        modules, the optimizer, its schedule, torch.Generators."""
+        self.parts, saved = parts, load_checkpoint(self.out, parts) if self.is_resumed() else None
         if saved:
-            self.step, self.random, values = saved["step"], saved["random"], saved["values"]
-            self.start -= saved["seconds"]
-        vars(self).update(values)
-        if not saved:
-            files.open_run(self.out, vars(self.args), effective_batch)
-            self.args.resume = True  # if it has to go on with less memory: see guarded
-            if measure_first:
-                self.first = self.evaluate()
-            if cost:
-                files.log_step(self.out, {"step": 0} | cost | self.first)
+            self.step, values = saved
+            self.best = read_best(self.out / "model")
+            self.first, self.order, self.facts = (values[x] for x in ("first", "order", "facts"))
+            self.began -= values["seconds"]
+            print(f"resuming {self.out} after step {self.step}")
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name in WRITTEN:
+            path = self.out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        write_json(self.out / "config.json", describe(self.config))
+        (self.out / "metrics.jsonl").touch()
 
-    def steps(self):
-        """The numbers of the steps still to take; saves in between."""
-        if self.random:
-            set_random_state(self.random)
-        caught, let_go = catch_signals()
-        with tqdm(desc=f"{self.name} {self.out}", total=self.total, initial=self.step,
-                  unit="step") as self.bar:
-            for step in range(self.step + 1, self.total + 1):
-                self.step, self.began = step, time.time()
-                yield step
-                self.bar.update()
-                if caught or self.time_to_save() or step == self.total:
-                    self.saved_at = time.time()
-                    save_checkpoint(self.out, step, {
-                        "seconds": self.seconds(),
-                        "parts": [part.state_dict() if hasattr(part, "state_dict") else
-                                  part.get_state() for part in self.parts],
-                        "values": {name: getattr(self, name) for name in self.values}},
-                        self.args.keep_checkpoints)
-                if caught:
-                    tqdm.write(f"{self.out}: interrupted, and saved after step {step} of "
-                               f"{self.total}; the same command with --resume goes on",
-                               file=sys.stderr)
-                    raise SystemExit(128 + caught[0])
-        let_go()
+    def steps(self, total):
+        """The numbers of the steps still to take; saves checkpoints in between."""
+        self.total, signals = total, []
 
-    def time_to_save(self):
-        every = self.args.save_every
-        if isinstance(every, str):  # "10m"
-            return time.time() - self.saved_at >= 60 * float(every[:-1])
-        return self.step % every == 0
+        def ask_to_stop(number, frame):
+            if signals:  # the second one stops at once
+                raise KeyboardInterrupt
+            signals.append(number)
+            tqdm.write("stopping after this step; again to stop at once", file=sys.stderr)
 
-    def batch(self, size):
-        """The step's epoch, from 1, and its examples: `size` numbers of `order`, all of which come
-        once an epoch, each time in another order."""
-        epoch, start = divmod(self.step - 1, -(-len(self.order) // size))
-        if start == 0:
-            random.shuffle(self.order)
-        return epoch + 1, self.order[start * size:(start + 1) * size]
+        usual = catch_signals(ask_to_stop)
+        try:
+            with tqdm(desc=f"{self.name} {self.out}", total=total, initial=self.step,
+                      unit="step") as self.bar:
+                for step in range(self.step + 1, total + 1):
+                    self.step, self.step_began = step, time.time()
+                    yield step
+                    self.bar.update()
+                    if signals or step % self.config.save_every == 0 or step == total:
+                        save_checkpoint(self.out, step, self.parts, {
+                            "seconds": self.seconds(), "first": self.first, "order": self.order,
+                            "facts": self.facts})
+                    if signals:
+                        tqdm.write(f"{self.out}: saved after step {step} of {total}. The same "
+                                   "command with --resume continues", file=sys.stderr)
+                        raise SystemExit(128 + signals[0])
+        finally:
+            for number, handler in usual.items():
+                signal.signal(number, handler)
 
-    def take(self, count, size):
-        """The next `count` of `size` questions, by number: over and over, each pass in an order of
-        its own, what is left of which stands in `order`."""
+    def seconds(self):
+        """Since the run began, without the time between stop and resume."""
+        return time.time() - self.began
+
+    def next_questions(self, count, size, samples=1):
+        """The numbers of the next `count` of `size` questions, each `samples` times in a row. Each
+        pass over all questions has its own random order."""
         while len(self.order) < count:
             self.order += random.sample(range(size), size)
         taken, self.order = self.order[:count], self.order[count:]
-        return taken
+        return [i for i in taken for _ in range(samples)]
 
-    def update(self, model, optimizer, suspects):
-        """Clip the gradient to --max-grad-norm, step, zero. Returns the gradient's norm, before.
+    def next_batch(self, batch_size, size):
+        """The epoch of this step, from 1, and the numbers of its examples, of `size` in all. Each
+        epoch shuffles them, and its last batch may be smaller."""
+        epoch, at = divmod(self.step - 1, -(-size // batch_size))
+        self.order = self.order or list(range(size))
+        if len(self.order) != size:
+            stop(f"--resume: {self.out} was begun with {len(self.order)} examples, and there are "
+                 f"{size} now. Restore them, or use --overwrite to begin the run again")
+        if at == 0:
+            random.shuffle(self.order)
+        return epoch + 1, self.order[at * batch_size:(at + 1) * batch_size]
 
-        Stops before the weights change where the norm is NaN or infinite, and names the first of
-        the suspects() that is: [(what, tensor (batch, ...), the training rows of its batch or None,
-        the cause or None)].
-        """
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
-        if not grad_norm.isfinite():
-            self.blame([*suspects(), ("the gradient's norm", grad_norm, None, None)])
-        optimizer.step()
-        optimizer.zero_grad()
-        return grad_norm
+    def time_to_evaluate(self, every):
+        """Whether to measure on dev in this step. This time is not counted in its seconds."""
+        self.step_seconds = time.time() - self.step_began
+        return self.step % every == 0 or self.step == self.total
 
-    def blame(self, suspects):
-        what, values, rows, cause = next(s for s in suspects if not s[1].isfinite().all())
-        place = tuple((~values.isfinite()).nonzero()[0].tolist())
-        row = f" of training row {rows[place[0]] + 1}" if rows is not None else ""
-        if cause is None and self.step == 1 and not any(
-                isinstance(part, torch.optim.Optimizer) and part.state for part in self.parts):
-            cause = "As nothing has been learned yet, the model itself overflows there"
-        elif cause is None:
-            cause = f"Probably --lr {self.args.lr:g} is too high: try a tenth of it"
-        if self.args.dtype != "float32":
-            cause += ", or --dtype float32"
-        fail(self.out, f"{self.out}, step {self.step}: {what}{row} is {values[place].item()}. "
-             f"{cause}. The weights are as they were before this update")
+    def keep_best(self, model, tokenizer, dev, metric, value_head=None):
+        """Save the model if `metric` is higher than ever; a tie keeps the earlier one. Returns dev,
+        the metrics on dev, for the log."""
+        if self.step == 0:
+            self.first = dev
+        if self.best is None or dev[metric] > self.best[metric]:
+            self.best = {"step": self.step} | dev
+            save_model(self.out / "model", model, tokenizer, self.best, value_head)
+        return dev
 
-    def evaluate(self):
-        """Measure the model on dev, and keep it if it is the best so far."""
-        measured = self.measure()
-        if self.best is None or measured[self.criterion] > self.best[self.criterion]:
-            self.best = {"step": self.step} | measured
-            save_model(best_model(self.out, self.step), self.model, self.tokenizer)
-        return measured
+    def print_samples(self, prompts, texts, grades):
+        """The first responses of a step."""
+        for prompt, text, grade in zip(prompts, texts, grades):
+            tqdm.write(f"\nstep {self.step}: score {grade.score:.1f}\n{prompt}{text}")
 
-    def log(self, metrics, samples=None):
-        """Write a line of metrics.jsonl: the step, its seconds, metrics, and where it is time, an
-        evaluation on dev, with which the texts of samples() are shown."""
-        metrics = {"step": self.step, "seconds": time.time() - self.began} | metrics
-        if self.step % self.eval_every == 0 or self.step == self.total:
-            metrics |= self.evaluate()
-            for text in samples() if samples else []:
-                tqdm.write(text)
-        files.log_step(self.out, metrics)
+    def log(self, metrics):
+        """Write a line of metrics.jsonl, and show what matters behind the progress bar."""
+        log_step(self.out, {"step": self.step, "seconds": self.step_seconds} | metrics)
+        shown = {name: f"{metrics[name]:.3g}" for name in SHOWN if name in metrics}
         best = {"dev": f"{self.best['dev_accuracy']:.1%}"} if self.best else {}
-        shown = {name: f"{metrics[name]:.3g}" for name in self.shows if name in metrics}
-        self.bar.set_postfix(shown | best, refresh=False)
+        if self.bar is not None:  # in step 0 there is none
+            self.bar.set_postfix(dict(list(shown.items())[:3]) | best, refresh=False)
 
-    def seconds(self):
-        """Since the run began, without the time between being stopped and resumed."""
-        return time.time() - self.start
+    def load_best(self, model):
+        """Give the model the weights that were the best on dev."""
+        best = type(model).from_pretrained(self.out / "model", dtype=model.dtype)
+        model.load_state_dict(best.state_dict())
 
-    def finish(self, measure, count, start=None, unit="problems", draw=None,
-               diagnose=None, proposals=(), **more):
-        """Save the best model and measure it on test, once; draw; say what happened; result.json.
+    def finish(self, test, count, warmup=None, unit="problems", compare_with=(), **facts):
+        """Say what happened and what to run next; draw; write result.json; remove the checkpoint.
 
-        Args: measure, model -> metrics on test; count of test `unit`s; start, () -> the model
-            before the first step; draw, result -> curves.png; diagnose, metrics.jsonl -> sentences;
-            proposals, what to run next; more, for result.json.
+        Args: test and warmup, metrics of the best model and of the warm-up on `count` test `unit`;
+            compare_with, scripts to run next; facts, what else result.json gets.
         """
-        best = type(self.model).from_pretrained(best_model(self.out, self.best["step"]),
-                                                dtype=self.model.dtype)
-        self.model.load_state_dict(best.state_dict())
-        save_model(Path(self.out) / "model", self.model, self.tokenizer)
-        measured = ({"warm-up": measure(start())} if start else {}) | {
-            self.name: measure(self.model)}
-        after = measured[self.name]
-        result = {"test_accuracy": after["accuracy"], "dev_accuracy": self.best["dev_accuracy"],
+        from plumbing import report
+        result = {"test_accuracy": test["accuracy"], "dev_accuracy": self.best["dev_accuracy"],
                   "best_step": self.best["step"]}
-        if start:
-            result |= {"warmup_test_accuracy": measured["warm-up"]["accuracy"],
+        if warmup:
+            result |= {"warmup_test_accuracy": warmup["accuracy"],
                        "warmup_dev_accuracy": self.first["dev_accuracy"]}
-        result |= self.facts | more | {
-            "seed": self.args.seed, "steps": self.total, "seconds": self.seconds(),
-            "peak_memory_mb": peak_memory_mb(self.model.device.type),
-            **{name: x for name, x in after.items() if name != "accuracy"}}
-        if draw:
-            draw(result)
-        if start:
-            gain = 100 * (after["accuracy"] - measured["warm-up"]["accuracy"])
-            print(f"\n{accuracy_table(measured, count)}\n\n{self.name}: {gain:+.1f} points over "
-                  f"its warm-up on {count} test {unit}, at step {self.best['step']} of "
-                  f"{self.total}, in {self.seconds() / 60:.1f} minutes and "
-                  f"{result['peak_memory_mb']:,} MB.")
-        else:
-            print(f"{self.name}: step {self.best['step']} of {self.total} is the best on dev "
-                  f"({self.best['dev_accuracy']:.1%}); on test it has "
-                  f"{percent(after['accuracy'], count)}")
-        for sentence in diagnose(files.read_metrics(self.out)) if diagnose else []:
-            print(f"warning: {sentence}")
-        print(f"saved: model, metrics.jsonl, result.json{' and curves.png' * bool(draw)} in "
-              f"{self.out}")
-        for first, proposal in zip(["next: "] + [" " * 6] * len(proposals), proposals):
-            print(first, proposal)
-        files.write_json(self.out, "result.json", result)
+        result |= self.facts | facts | {
+            "seed": self.config.seed, "steps": self.total, "seconds": self.seconds(),
+            "peak_memory_mb": peak_memory_mb(),
+            **{name: x for name, x in test.items() if name != "accuracy"}}
+        report.summarize(self, result, test, warmup, count, unit, compare_with)
+        write_json(self.out / "result.json", result)
+        shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
+
+
+def run_safely(train, config):
+    """Run train(config). What can go wrong in any run ends in one sentence, not in a traceback."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a model may write anything
+    saved = "the same command with --resume continues from the last checkpoint"
+    try:
+        return train(config)
+    except KeyboardInterrupt:
+        tqdm.write("interrupted" + f"; {saved}" * bool(checkpoints(config.out)), file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # nobody reads the output any more, as after `| head`
+        raise SystemExit(1) from None
+    except OSError as error:
+        stop(f"{error.filename or config.out}: {error.strerror or error}. Mend that" + (
+            f", then {saved}" if checkpoints(config.out) else ""), code=1)
+    except (MemoryError, RuntimeError) as error:
+        if "non-finite" in str(error):
+            stop(f"{config.out}: the gradient of the step after {last_step(config.out)} is not "
+                 "finite. The weights are as before that step. Start again with a tenth of --lr "
+                 f"{config.lr:g}, or with --dtype float32", code=1)
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        half = max(1, config.micro_batch_size // 2)
+        begun = is_begun(config.out) or "warmup" in vars(config) and is_begun(
+            warmup_folder(config))
+        again = command(sys.argv[0], as_argv(config, resume=begun, micro_batch_size=half))
+        stop("out of memory. " + (
+            f"Continue with half the micro-batch: {again}" if half < config.micro_batch_size else
+            "The micro-batch is 1 already: try --gradient-checkpointing, --dtype bfloat16, a "
+            "smaller --max-new-tokens, or a smaller --model"), code=1)
+
+
+def last_step(out):
+    metrics = read_metrics(out) if (Path(out) / "metrics.jsonl").exists() else []
+    return metrics[-1]["step"] if metrics else 0
+
+
+# --- May a run write its folder? ---
+
+
+def lock_folder(out):
+    """Keep other processes from writing `out` as long as the returned file is open."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    file = open(Path(tempfile.gettempdir()) / f"minreft-{os.getuid()}-{name}.lock", "w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stop(f"--out {out}: another process is writing there. Wait for it, or choose another "
+             "folder")
+    return file
+
+
+def check_output_folder(config):
+    """Stop if another run is in --out, or if there is none to resume. Nothing is written."""
+    flags, out = vars(config), Path(config.out)
+    resume = config.resume
+    if "warmup" in flags:
+        warmup = warmup_folder(config)
+        if out.resolve() == Path(warmup).resolve():
+            stop(f"--out {out}: the warm-up is there. Choose another folder")
+        if config.warmup is None and is_begun(warmup) and not is_begun(out):
+            resume = False  # until the warm-up is finished, --resume means that one
+    for name in SOURCES:
+        source = Path(flags.get(name) or HOME).resolve()
+        if out.resolve() in (source, *source.parents):
+            stop(f"--out {out}: --{name} is there, and would be overwritten. Choose another folder")
+    existing = next(path for path in [out.resolve(), *out.resolve().parents] if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        stop(f"--out {out}: cannot write there. Choose another folder")
+    if config.overwrite:
+        return
+    if not (out / "config.json").exists():
+        found = [name for name in WRITTEN if (out / name).exists()]
+        if found:
+            stop(f"--out {out} holds {found[0]}, but no config.json that says which run made it. "
+                 "Choose another folder, or add --overwrite to replace it")
+        if resume:
+            stop(f"--resume: there is no run in {out}. Leave --resume out, or name its folder with "
+                 "--out")
+        return
+    other = config_diff(out, config)
+    if other:
+        stop(f"--out {out} holds a run with other settings: {', '.join(other[:3])}. " + (
+            "--resume needs the same settings" if resume else
+            "Choose another folder, or add --overwrite to replace that run"))
+    if is_finished(out):
+        if resume:
+            print(f"{out} is finished already")
+            raise SystemExit(0)
+        stop(f"--out {out} holds a finished run with these settings. Choose another folder, or add "
+             "--overwrite to make it again")
+    if not resume and checkpoints(out):
+        stop(f"--out {out} holds an unfinished run with these settings. Add --resume to continue "
+             "it, or --overwrite to begin again")
+
+
+def is_finished(out) -> bool:
+    return (Path(out) / "result.json").exists()
+
+
+def is_begun(out) -> bool:
+    """Whether the folder holds an unfinished run."""
+    return (Path(out) / "config.json").exists() and not is_finished(out)
+
+
+def resolve_model_path(path):
+    """The model folder of a finished run, or `path` itself, a folder or a hub name."""
+    folder = Path(path)
+    if is_begun(folder) and (folder / "metrics.jsonl").exists():
+        stop(f"{path} is an unfinished run. Finish it with --resume, or name its best model so "
+             f"far, {folder / 'model'}")
+    if is_finished(folder):
+        return str(folder / "model")
+    if path.startswith(("./", "../", "/", "out/")) and not folder.exists():
+        stop(f"{path}: there is no such folder. Name a finished run, or a model")
+    if not folder.exists() and not os.environ.get("HF_HUB_OFFLINE"):
+        tqdm.write(f"{path} is not a folder here: looking for it on the hub", file=sys.stderr)
+    return path
+
+
+def warmup_folder(config) -> str:
+    """The model that a run starts from: --warmup, or the run `warmup` beside --out."""
+    return config.warmup or str(Path(config.out).parent / "warmup")
+
+
+def settings(flags: dict) -> dict:
+    """The flags that decide what is learned. Paths in this repository may move with it."""
+    return {name: value.removeprefix(f"{HOME}/") if isinstance(value, str) else value
+            for name, value in flags.items() if name not in NOT_SETTINGS}
+
+
+def flags_of(path) -> dict:
+    """The flags of the finished run in a folder; {} if it holds a mere model."""
+    return read_json(Path(path) / "config.json").get("flags", {}) if is_finished(path) else {}
+
+
+def config_diff(out, config) -> list[str]:
+    """How the run in `out` differs from this configuration, in words."""
+    old = settings(read_json(Path(out) / "config.json").get("flags", {}))
+    new = settings(vars(config) | ({"warmup": warmup_folder(config)} if "warmup" in vars(config)
+                                   else {}))
+    return [f"{as_flag(name)} is {old.get(name)} there and {new.get(name)} here"
+            for name in {**old, **new} if old.get(name) != new.get(name)]
+
+
+def describe(config) -> dict:
+    """What config.json holds."""
+    import datasets
+    import transformers
+    flags = dataclasses.asdict(config)
+    if "warmup" in flags:
+        flags["warmup"] = warmup_folder(config)
+    rollout = flags.get("batch_size", 1) * flags.get("samples_per_question", 1)
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HOME, capture_output=True,
+                                text=True).stdout.strip()
+    except OSError:
+        commit = ""
+    return {"flags": flags, "effective_batch": min(rollout, flags.get("minibatch_size", rollout)),
+            "git_commit": commit or None, "python": platform.python_version(),
+            "torch": torch.__version__, "transformers": transformers.__version__,
+            "datasets": datasets.__version__, "threads": torch.get_num_threads()}
+
+
+def catch_signals(handler) -> dict:
+    """Let the signals that ask a program to stop call `handler`. Returns: the usual handlers."""
+    usual = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, signal.SIGTERM)  # Windows has no SIGHUP
+            if signal.getsignal(number) not in (signal.SIG_IGN, handler):  # nohup ignores SIGHUP
+                usual[number] = signal.signal(number, handler)
+    return usual
+
+
+def peak_memory_mb() -> int:
+    """The most memory that this process has held so far; on a GPU, the GPU's."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() // 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return -1
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)

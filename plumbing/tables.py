@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from plumbing import files
+from plumbing.run import flags_of, settings
 from plumbing.stats import best_of_n_kl, bootstrap, interval, percent
 
 COLUMNS = {"mean_tokens": ("tokens", ".1f"), "eos_rate": ("ended", ".1%")}
@@ -46,10 +46,10 @@ def by_seed(folders):
     model that a run starts from may lie in a folder of each seed's own, of the same name."""
     groups = {}
     for path in folders:
-        rest = files.flags_of(path) or {"model": path}
+        rest = flags_of(path) or {"model": path}
         rest |= {name: Path(rest[name] or "").name for name in ["model", "warmup", "reward"]
                  if name in rest}
-        rest = {name: x for name, x in files.settings(rest).items() if name != "seed"}
+        rest = {name: x for name, x in settings(rest).items() if name != "seed"}
         groups.setdefault((Path(path).name, str(rest)), []).append(path)
     names = Counter(name for name, _ in groups)
     return [(name if names[name] == 1 else group[0], group) for (name, _), group in groups.items()]

@@ -1,175 +1,134 @@
+"""DPO's losses against closed forms and hand calculation; its pairs; its training loop."""
+
 import json
 import math
+import random
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 import dpo
-from dpo import (dpo_loss, ipo_loss, measure_pairs, pair_logps, pair_metrics, preferred_ft_loss,
-                 response_logps, unlikelihood_loss, with_reference_logps)
-from plumbing.models import load_model
-from plumbing.packing import pad
-from tests.tiny import KINDS, completions, save_answers, save_tiny, script_accuracies, tiny_lm
+from dpo import (Config, dpo_loss, encode_pairs, evaluate_pairs, ipo_loss, pair_logps,
+                 pair_metrics, preferred_ft_loss, response_logps, train, unlikelihood_loss,
+                 with_reference_logps)
+from plumbing.checkpoints import read_json, read_metrics, write_lines
+from plumbing.data import hold_out, load_pairs, make_pairs
+from tests.tiny import KINDS, byte_tokenizer, completions, save_answers, save_tiny, tiny_lm
 
 
 def numbers(*values):
     return torch.tensor(values, dtype=torch.double)
 
 
-# --- the losses ---
+def log_p(lm, prompt, response):
+    """log pi(response | prompt) of the bare model: one token at a time, without padding."""
+    states = [torch.tensor([prompt + response[:i]]) for i in range(len(response))]
+    return sum(lm(input_ids=state).logits[0, -1].log_softmax(-1)[token]
+               for state, token in zip(states, response))
 
 
-def test_dpo_loss_is_log_2_where_the_policy_is_its_reference():
-    logps = numbers(-3.0, -40.0), numbers(-5.0, -1.0)
-    for smoothing in [0.0, 0.3]:
-        losses, chosen, rejected = dpo_loss(*logps, *logps, 0.1, smoothing)
-        torch.testing.assert_close(losses, numbers(math.log(2), math.log(2)))
-        assert not chosen.any() and not rejected.any()
+# --- Losses ---
 
 
 def test_dpo_loss_by_hand():
-    """r_w = 0.1 (-10 + 12) = 0.2 and r_l = 0.1 (-9 + 8) = -0.1: log(1 + exp(-0.3)) = 0.554355; with
-    a tenth of the labels swapped, 0.9 * 0.554355 + 0.1 * (0.554355 + 0.3) = 0.584355."""
+    """r_w = 0.1 (-10 + 12) = 0.2, r_l = 0.1 (-9 + 8) = -0.1: log(1 + exp(-0.3)) = 0.554355. With a
+    tenth of the labels swapped: 0.9 * 0.554355 + 0.1 * (0.554355 + 0.3) = 0.584355."""
     logps = numbers(-10.0), numbers(-9.0), numbers(-12.0), numbers(-8.0)
-    losses, chosen, rejected = dpo_loss(*logps, 0.1)
+    losses, chosen_rewards, rejected_rewards = dpo_loss(*logps, 0.1)
     assert losses.item() == pytest.approx(0.554355, abs=1e-6)
-    assert (chosen.item(), rejected.item()) == (pytest.approx(0.2), pytest.approx(-0.1))
+    assert (chosen_rewards.item(), rejected_rewards.item()) == pytest.approx((0.2, -0.1))
     assert dpo_loss(*logps, 0.1, 0.1)[0].item() == pytest.approx(0.584355, abs=1e-6)
-
-
-def test_dpo_loss_swapping_the_sides_flips_the_rewards_and_the_gradient():
-    w, l = numbers(-10.0).requires_grad_(), numbers(-9.0).requires_grad_()
-    ref = numbers(-9.5)
-    slopes = []
-    for chosen, rejected in [(w, l), (l, w)]:
-        losses, chosen_rewards, rejected_rewards = dpo_loss(chosen, rejected, ref, ref, 0.2)
-        slopes.append(torch.autograd.grad(losses.sum(), [w, l]))
-        assert chosen_rewards.item() == pytest.approx(0.2 * (chosen.item() + 9.5))
-        assert rejected_rewards.item() == pytest.approx(0.2 * (rejected.item() + 9.5))
-    (w_up, l_down), (w_down, l_up) = slopes
-    assert w_up < 0 < l_down and l_up < 0 < w_down
-    # sigmoid(m) + sigmoid(-m) = 1: the two orders' pulls add up to beta
-    assert w_down.item() - w_up.item() == pytest.approx(0.2)
-
-
-def test_dpo_loss_does_not_overflow():
-    losses, _, _ = dpo_loss(numbers(-1e4), numbers(0.0), numbers(0.0), numbers(-1e4), 1.0)
-    assert losses.item() == pytest.approx(2e4)
+    assert dpo_loss(*logps[:2], *logps[:2], 0.1, 0.3)[0].item() == pytest.approx(math.log(2))
+    assert dpo_loss(*numbers(-1e4, 0.0, 0.0, -1e4), 1.0)[0].item() == 2e4  # it does not overflow
 
 
 def test_dpo_gradient_is_the_papers():
-    """-beta sigmoid(r_l - r_w) (grad log pi(y_w) - grad log pi(y_l)), the equation after (7), on a
-    real model whose reference is another one; each log-probability from the bare model."""
-    lm, ref, beta = tiny_lm(seed=1), tiny_lm(seed=2), 0.3
+    """-beta sigmoid(r_l - r_w) (grad log pi(y_w) - grad log pi(y_l)), the equation after (7)."""
+    lm, reference, beta = tiny_lm(seed=1), tiny_lm(seed=2), 0.3
     prompt, chosen, rejected = [2, 3, 4], [5, 6, 1], [7, 1]
-
-    def log_p(model, response):
-        total = 0.0
-        for i, token in enumerate(response):
-            logits = model(input_ids=torch.tensor([prompt + response[:i]])).logits[0, -1]
-            total = total + logits.log_softmax(-1)[token]
-        return total
-
     parameters = list(lm.parameters())
-    p_w, p_l = log_p(lm, chosen), log_p(lm, rejected)
-    r_w = beta * (p_w - log_p(ref, chosen)).item()
-    r_l = beta * (p_l - log_p(ref, rejected)).item()
+    p_w, p_l = log_p(lm, prompt, chosen), log_p(lm, prompt, rejected)
+    r_w = beta * (p_w - log_p(reference, prompt, chosen)).item()
+    r_l = beta * (p_l - log_p(reference, prompt, rejected)).item()
     weight = beta / (1 + math.exp(r_w - r_l))
-    expected = [-weight * (w - l) for w, l in zip(
-        torch.autograd.grad(p_w, parameters), torch.autograd.grad(p_l, parameters))]
+    true = torch.autograd.grad(-weight * (p_w - p_l), parameters)
 
     [pair] = with_reference_logps(
-        ref, [{"prompt": prompt, "chosen": chosen, "rejected": rejected}], 8)
-    losses, _, _ = dpo_loss(*pair_logps(lm, [pair]), torch.tensor([pair["ref_chosen"]]),
-                            torch.tensor([pair["ref_rejected"]]), beta)
-    got = torch.autograd.grad(losses.sum(), parameters)
-    assert max(g.abs().max() for g in expected) > 0.01
-    for g, e in zip(got, expected):
-        torch.testing.assert_close(g, e, rtol=1e-3, atol=1e-5)
+        reference, [{"prompt": prompt, "chosen": chosen, "rejected": rejected}], 8)
+    losses, _, _ = dpo_loss(*pair_logps(lm, [pair]), torch.tensor(pair["ref_chosen"]),
+                            torch.tensor(pair["ref_rejected"]), beta)
+    assert max(gradient.abs().max() for gradient in true) > 0.01
+    for got, expected in zip(torch.autograd.grad(losses.sum(), parameters), true):
+        assert_close(got, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_dpo_converges_to_the_closed_form_optimum():
-    """All responses of up to two tokens, every pair of them weighted by how often a Bradley-Terry
-    judge of known rewards prefers it: the minimum of the DPO loss is
-    pi*(y) = pi_ref(y) exp(r(y) / beta) / Z, reached by training a real model. (One with absolute
-    positions: to one with rotary positions, 2 and 2 2 are the same state.)"""
-    beta, prompt = 0.5, [2]
-    answers = completions(vocab_size=3, eos=1, length=2)
+    """A Bradley-Terry judge with known rewards r compares all responses of up to two tokens. The
+    minimum of the expected loss is pi*(y) = pi_ref(y) exp(r(y) / beta) / Z: train a model to it."""
+    beta, answers = 0.5, completions(vocab_size=3, eos=1, length=2)
+    examples = [([2], answer) for answer in answers]
+    # Absolute positions: with rotary ones, the states 2 and 2 2 would be the same
     reference, lm = (tiny_lm("gpt2", vocab_size=3, seed=3, scale=0.2) for _ in range(2))
     torch.manual_seed(0)
     rewards = torch.randn(len(answers))
-    examples = [(prompt, answer) for answer in answers]
     with torch.no_grad():
         ref_logps = response_logps(reference, examples)
-    assert ref_logps.exp().sum().item() == pytest.approx(1, abs=1e-5)  # these are all there are
     optimum = (ref_logps + rewards / beta).softmax(0)
     w, l = torch.cartesian_prod(*[torch.arange(len(answers))] * 2).T
-    weights = (rewards[w] - rewards[l]).sigmoid()
+    preferred = (rewards[w] - rewards[l]).sigmoid()  # how often w is preferred to l
     optimizer = torch.optim.Adam(lm.parameters(), lr=1e-2)
     for _ in range(400):
         logps = response_logps(lm, examples)
         losses, _, _ = dpo_loss(logps[w], logps[l], ref_logps[w], ref_logps[l], beta)
         optimizer.zero_grad()
-        (weights * losses).sum().backward()
+        (preferred * losses).sum().backward()
         optimizer.step()
-    policy = response_logps(lm, examples).exp()
-    assert 0.5 * (optimum - ref_logps.exp()).abs().sum() > 0.3  # it had some way to go
-    assert 0.5 * (optimum - policy).abs().sum() < 0.01
+    assert 0.5 * (optimum - ref_logps.exp()).abs().sum() > 0.3  # the total variation, before
+    assert 0.5 * (optimum - response_logps(lm, examples).exp()).abs().sum() < 0.01
 
 
-def test_ipo_loss_pulls_to_a_margin_of_1_over_2_beta():
-    """From below and from above; by hand, h = 2 - (-1) = 3 and (3 - 1 / 0.4)^2 = 0.25."""
+def test_ipo_loss_by_hand_with_its_minimum_at_1_over_2_beta():
+    """h = 2 - (-1) = 3, and (3 - 1 / 0.4)^2 = 0.25."""
     logps = numbers(-10.0), numbers(-9.0), numbers(-12.0), numbers(-8.0)
     assert ipo_loss(*logps, 0.2).item() == pytest.approx(0.25)
-    for start in [-3.0, 50.0]:
-        chosen = numbers(start).requires_grad_()
-        optimizer = torch.optim.LBFGS([chosen])
-        zero = numbers(0.0)
-
-        def closure():
-            optimizer.zero_grad()
-            loss = ipo_loss(chosen, zero, zero, zero, 0.05).sum()
-            loss.backward()
-            return loss
-        for _ in range(5):
-            optimizer.step(closure)
-        assert chosen.item() == pytest.approx(10.0, abs=1e-4)
+    for h, slope in [(9.0, -2), (10.0, 0), (12.0, 4)]:  # 1 / (2 * 0.05) = 10
+        chosen, zero = numbers(h).requires_grad_(), numbers(0.0)
+        ipo_loss(chosen, zero, zero, zero, 0.05).backward()
+        assert chosen.grad.item() == pytest.approx(slope)
 
 
-def test_the_papers_baselines_by_hand():
+def test_losses_of_the_papers_baselines_by_hand():
     chosen, rejected = numbers(-3.0, -1.0), numbers(-7.0, -2.0)
-    torch.testing.assert_close(preferred_ft_loss(chosen), numbers(3.0, 1.0))
-    torch.testing.assert_close(unlikelihood_loss(chosen, rejected, 0.5), numbers(-0.5, 0.0))
+    assert_close(preferred_ft_loss(chosen), numbers(3.0, 1.0))
+    assert_close(unlikelihood_loss(chosen, rejected, 0.5), numbers(-0.5, 0.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_response_logps_agrees_with_one_token_at_a_time(kind):
-    """Of bare, unpadded models; prompts and responses of unequal length, one cut off, one EOS."""
-    lm = tiny_lm(kind, seed=5)
-    examples = [([2, 3, 4, 1], [6, 1]), ([5], [8, 9, 10]), ([7, 7], [1])]
-    expected = []
+def test_response_logps_are_sums_over_the_tokens(kind):
+    """Prompts and responses of unequal length; one is cut off, and one is an EOS."""
+    lm, examples = tiny_lm(kind, seed=5), [([2, 3, 4, 1], [6, 1]), ([5], [8, 9, 10]), ([7, 7], [1])]
     with torch.no_grad():
-        for prompt, response in examples:
-            states = [torch.tensor([prompt + response[:i]]) for i in range(len(response))]
-            expected.append(sum(lm(input_ids=state).logits[0, -1].log_softmax(-1)[token].item()
-                                for state, token in zip(states, response)))
-        got = response_logps(lm, examples)
-    assert got.tolist() == pytest.approx(expected, abs=1e-4)
+        assert response_logps(lm, examples).tolist() == pytest.approx(
+            [log_p(lm, *example).item() for example in examples], abs=1e-4)
 
 
-def test_measure_pairs_counts_ties_half():
+# --- What is measured ---
+
+
+def test_evaluate_pairs_counts_a_tie_half():
     lm = tiny_lm(seed=1)
     pairs = [{"prompt": [2], "chosen": [3 + i, 1], "rejected": [4] * i + [1]} for i in range(4)]
     pairs = with_reference_logps(lm, pairs, 3)
     mean = sum(pair["ref_chosen"] for pair in pairs) / 4
-    assert measure_pairs(lm, pairs, 3) == {"accuracy": 0.5, "chosen_logp": pytest.approx(mean)}
-    for pair, moved in zip(pairs, [1.0, 1.0, 1.0, -1.0]):  # as if pi had moved by a nat from it
+    assert evaluate_pairs(lm, pairs, 3) == {"accuracy": 0.5, "chosen_logp": pytest.approx(mean)}
+    for pair, moved in zip(pairs, [1.0, 1.0, 0.0, -1.0]):  # log pi of the chosen, in nats
         pair["ref_chosen"] -= moved
-    assert measure_pairs(lm, pairs, 3)["accuracy"] == 0.75
+    assert evaluate_pairs(lm, pairs, 3)["accuracy"] == (1 + 1 + 0.5 + 0) / 4
 
 
 def test_pair_metrics_by_hand():
-    """Rewards 0.5 (1, 2, 1) and 0.5 (3, -2, 0): the first pair's sides are the wrong way round."""
+    """Rewards 0.5 (1, 2, 1) and 0.5 (3, -2, 0): the first pair is in the wrong order."""
     pairs = [{"prompt": [2] * 3, "chosen": [3, 1], "rejected": [4, 5, 1]},
              {"prompt": [2] * 4, "chosen": [3, 1], "rejected": [1]},
              {"prompt": [2], "chosen": [1], "rejected": [3, 1]}]
@@ -182,228 +141,184 @@ def test_pair_metrics_by_hand():
         "chosen_logp": -8 / 3, "rejected_logp": -17 / 3})
 
 
-# --- whole runs ---
+# --- Pairs ---
 
 
-def run(tmp_path, *flags, name="dpo"):
-    out = tmp_path / name
-    dpo.main(["--limit=24", "--eval-limit=24", "--epochs=2", "--max-new-tokens=12", "--device=cpu",
-              f"--out={out}", *flags])
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: x for k, x in line.items() if k != "seconds"} for line in lines]
+def responses(prompt, texts, ended=True):
+    """Graded responses: those of capital letters are right, and A scores best."""
+    return [{"prompt": prompt, "response": text, "correct": text.isupper(),
+             "score": {"A": 2.0, "B": 1.0}.get(text, 0.0), "ended": ended} for text in texts]
 
 
-def write_pairs(tmp_path, count=20):
-    rows = [{"prompt": f"Question {i}\n", "chosen": f"yes, {i}" + "!" * (i % 3), "rejected": "no"}
-            for i in range(count)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return f"--pairs={tmp_path / 'pairs.jsonl'}"
+def test_make_pairs_by_hand():
+    """Of five questions, only the mixed one gives pairs."""
+    given = (responses("all right", "AABB") + responses("mixed", "AbAc")
+             + responses("all wrong", "aabb") + responses("wrong ones cut off", "AAA")
+             + responses("wrong ones cut off", "b", ended=False)
+             + responses("all cut off", "AAbb", ended=False))
+    pairs, counts = make_pairs(given, 4, 8)
+    assert sorted((p["prompt"], p["chosen"], p["rejected"]) for p in pairs) == [
+        ("mixed", "A", "b"), ("mixed", "A", "c")]
+    assert counts == {"questions": 5, "responses": 20, "cut_off": 5, "paired": 1, "all_right": 2,
+                      "all_wrong": 1, "all_cut_off": 1, "pairs": 2}
+    pairs, _ = make_pairs(given[:4], 4, 8, by="score")
+    assert pairs == [{"prompt": "all right", "chosen": "A", "rejected": "B"}]
 
 
-def test_main_runs_end_to_end_and_is_reproducible(tmp_path, monkeypatch):
-    """Warm-up, sampling, pairs, training. The verdicts are scripted: a random model has none."""
-    monkeypatch.setattr(dpo, "respond", lambda *a, seed, **k: [
-        {"prompt": f"Q{i // 8}", "response": f"{seed} {i}", "correct": i % 2 == 1, "ended": True}
-        for i in range(192)])
-    model = f"--model={save_tiny(tmp_path / 'base')}"
-    flags = [model, "--warmup-epochs=1", "--samples=8", "--pairs-per-question=4"]
-    first = run(tmp_path, *flags, name="a/dpo")
-    assert [m["step"] for m in first] == list(range(len(first))) and len(first) == 5
-    assert first[0]["questions"] == 24 and first[0]["samples"] == 192  # what the pairs cost
-    assert "dev_accuracy" in first[0] and "dev_accuracy" in first[-1]
-    assert first[1]["loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert first[-1]["loss"] < first[1]["loss"] and first[-1]["margin"] > 0
-    rows = [json.loads(line) for line in open(tmp_path / "a/dpo/pairs.jsonl")]
-    assert len(rows) == 24 * 4 and set(rows[0]) == {"prompt", "chosen", "rejected"}
-    # tokens of an epoch: both sides of each pair with their prompt, an EOS a side
-    tokens = sum(2 * len(r["prompt"]) + len(r["chosen"]) + len(r["rejected"]) + 2 for r in rows)
-    assert first[1]["tokens"] + first[2]["tokens"] == tokens
-    assert {"config.json", "result.json", "curves.png", "model"} <= {
-        path.name for path in (tmp_path / "a/dpo").iterdir()}
-    result = json.loads((tmp_path / "a/dpo/result.json").read_text())
-    assert {"test_accuracy", "dev_accuracy", "warmup_test_accuracy", "seconds", "pairs",
-            "peak_memory_mb"} <= set(result)
-    assert run(tmp_path, *flags, name="b/dpo") == first
-    assert run(tmp_path, *flags, "--seed=1", name="c/dpo") != first
+def test_make_pairs_has_at_most_so_many_and_none_twice():
+    for most in [1, 7, 25, 100]:
+        pairs, _ = make_pairs(responses("Q", "ABCDEfghij"), 10, most)
+        assert len(pairs) == len({(p["chosen"], p["rejected"]) for p in pairs}) == min(most, 25)
 
 
-def test_main_samples_from_the_warmup_and_pairs_by_the_rule(tmp_path):
-    """A model of sixteen tokens, one of them the right answer: DPO learns to give it."""
-    warmup = save_answers(tmp_path / "model")
-    task = tmp_path / "task"
-    task.mkdir()
-    for split, size in [("train", 24), ("dev", 5), ("test", 5)]:
-        rows = [{"question": f"{split} {i}", "answer": "7"} for i in range(size)]
-        (task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    metrics = run(tmp_path, f"--warmup={warmup}", f"--task={task}", "--samples=32", "--epochs=20",
-                  "--lr=1e-2")
-    for row in map(json.loads, open(tmp_path / "dpo/pairs.jsonl")):
-        assert row["chosen"].endswith("is 7.") and not row["rejected"].endswith("is 7.")
-    assert metrics[-1]["dev_accuracy"] == 1.0 > metrics[0]["dev_accuracy"]
-    assert json.loads((tmp_path / "dpo/result.json").read_text())["test_accuracy"] == 1.0
+@pytest.mark.parametrize("bos", [None, "<bos>"])
+def test_encode_pairs_shares_the_prompt_and_ends_in_one_eos(bos):
+    tokenizer = byte_tokenizer(bos)
+    [pair] = encode_pairs(tokenizer, [
+        {"prompt": "Q?\n", "chosen": "yes", "rejected": "no<eos>, or<eos>"}], 100)
+    assert {side: tokenizer.decode(ids) for side, ids in pair.items()} == {
+        "prompt": f"{bos or ''}Q?\n", "chosen": "yes<eos>", "rejected": "no<eos>"}
+
+
+def test_encode_pairs_leaves_out_long_pairs_and_equal_sides():
+    pairs = [{"prompt": "12345", "chosen": "1234", "rejected": "12"},  # 5 + 4 + EOS = 10 tokens
+             {"prompt": "12345", "chosen": "12", "rejected": "12345"},
+             {"prompt": "1", "chosen": "same", "rejected": "same"}]
+    assert [len(encode_pairs(byte_tokenizer(), pairs, length)) for length in (10, 11)] == [1, 2]
+    with pytest.raises(SystemExit):
+        encode_pairs(byte_tokenizer(), pairs, 9)
+
+
+def test_load_pairs_reads_pairs_and_conversations(tmp_path):
+    """The prompt of two conversations ends at the last turn that they share."""
+    start = "\n\nHuman: Hi\n\nAssistant:"
+    rows = [{"prompt": "Q", "chosen": "a", "rejected": "b"},
+            {"chosen": start + " A\n\nHuman: B\n\nAssistant: C", "rejected": start + " D"}]
+    expected = [rows[0], {"prompt": start, "chosen": " A\n\nHuman: B\n\nAssistant: C",
+                          "rejected": " D"}]
+    for name in ["pairs.jsonl", "every*.jsonl", "a::b.jsonl"]:  # elsewhere, patterns
+        write_lines(tmp_path / name, rows)
+        assert load_pairs(str(tmp_path / name)) == expected
+    (tmp_path / "hub").mkdir()
+    write_lines(tmp_path / "hub/train.jsonl", rows[1:])
+    assert load_pairs(str(tmp_path / "hub")) == expected[1:]
+
+
+@pytest.mark.parametrize("row, words", [
+    ({"prompt": "Q", "chosen": "a"}, "row 2 of"), (["Q", "a", "b"], "row 2 of"),
+    ({"prompt": "Q", "chosen": 1, "rejected": "b"}, "its chosen is 1"),
+    ({"prompt": "Q", "chosen": "a", "rejected": [{"content": "a"}]}, "write the turns of a chat"),
+    ({"chosen": "yes", "rejected": "no"}, "do not begin alike")])
+def test_load_pairs_names_a_bad_row(row, words, tmp_path, capsys):
+    write_lines(tmp_path / "pairs.jsonl", [{"prompt": "Q", "chosen": "a", "rejected": "b"}, row])
+    with pytest.raises(SystemExit):
+        load_pairs(str(tmp_path / "pairs.jsonl"))
+    assert words in capsys.readouterr().err
+
+
+def test_hold_out_shares_no_prompt_and_ignores_the_seed():
+    """Two of 40 prompts each, of both kinds, whatever the order of the alphabet."""
+    pairs = [{"prompt": f"{'ab'[i % 2]} {i // 3}", "chosen": f"{i}"} for i in range(1200)]
+    random.seed(1)
+    parts = hold_out(pairs)
+    random.seed(2)
+    assert hold_out(pairs) == parts and sum(parts, []) != pairs
+    train, dev, test = ({pair["prompt"] for pair in part} for part in parts)
+    assert not (train & dev or train & test or dev & test) and len(train | dev | test) == 800
+    assert len(dev) == len(test) == 40
+    assert all(0.2 < sum(p[0] == "a" for p in part) / 40 < 0.8 for part in (dev, test))
+    assert [len(part) for part in hold_out(pairs, most=4)] == [len(parts[0]), 4, 4]
+
+
+# --- The algorithm ---
+
+
+def config(tmp_path, count=20, **flags):
+    """A run on `count` pairs of bytes. Without a task, prompts of its own are dev and test."""
+    write_lines(tmp_path / "pairs.jsonl", [
+        {"prompt": f"Question {i}\n", "chosen": f"yes, {i}" + "!" * (i % 3), "rejected": "no"}
+        for i in range(count)])
+    return Config(**{"pairs": str(tmp_path / "pairs.jsonl"), "limit": 40, "eval_limit": 3,
+                     "max_new_tokens": 4, "device": "cpu", "out": str(tmp_path / "dpo"),
+                     "model": save_tiny(tmp_path / "base", flags.pop("kind", "llama")),
+                     "warmup": str(tmp_path / "base")} | flags)
 
 
 @pytest.mark.parametrize("flags, loss", [
-    (["--loss=dpo"], lambda w, l: math.log(2)),
-    (["--loss=ipo", "--beta=0.2"], lambda w, l: 2.5**2),
-    (["--loss=preferred-ft"], lambda w, l: -w),
-    (["--loss=unlikelihood", "--alpha=0.3"], lambda w, l: -w + 0.3 * l)])
-def test_main_first_loss_is_that_of_the_reference(tmp_path, flags, loss):
-    """Before any update, of a model with dropout: where it were on, the margin would not be 0."""
-    model = save_tiny(tmp_path / "base", "gpt2")
-    metrics = run(tmp_path, f"--warmup={model}", write_pairs(tmp_path), *flags)
-    first = metrics[1]
-    assert first["loss"] == pytest.approx(loss(first["chosen_logp"], first["rejected_logp"]),
-                                          rel=1e-4)
-    assert abs(first["margin"]) < 1e-4 and first["tokens"] > 0
-    assert metrics[0]["tokens"] == 0 and "samples" not in metrics[0]
+    ({"loss": "dpo"}, "math.log(2)"), ({"loss": "ipo", "beta": 0.2}, "2.5 ** 2"),
+    ({"loss": "preferred-ft"}, "-w"), ({"loss": "unlikelihood", "alpha": 0.3}, "-w + 0.3 * l")])
+def test_train_first_loss_is_that_of_the_reference(flags, loss, tmp_path):
+    """GPT-2 has dropout: with it, the policy would not start at its reference."""
+    train(config(tmp_path, kind="gpt2", **flags))
+    first = read_metrics(tmp_path / "dpo")[1]
+    assert first["loss"] == pytest.approx(eval(
+        loss, {"math": math, "w": first["chosen_logp"], "l": first["rejected_logp"]}), rel=1e-4)
+    assert abs(first["margin"]) < 1e-4
 
 
-def test_main_sft_coef_adds_the_chosen_responses_mean_loss_per_token(tmp_path):
-    """Each chosen response is of three bytes and EOS, so that the term is -log pi / 4."""
-    rows = [{"prompt": f"{i}", "chosen": "yes", "rejected": "no"} for i in range(8)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    model = save_tiny(tmp_path / "base")
-    metrics = run(tmp_path, f"--warmup={model}", f"--pairs={tmp_path / 'pairs.jsonl'}",
-                  "--sft-coef=0.5")
-    expected = math.log(2) - 0.5 * metrics[1]["chosen_logp"] / 4
-    assert metrics[1]["loss"] == pytest.approx(expected, rel=1e-4)
-
-
-def test_main_micro_batches_give_the_batchs_gradient(tmp_path):
-    model, pairs = save_tiny(tmp_path / "base"), write_pairs(tmp_path, 11)
-    whole, parts = (run(tmp_path, f"--warmup={model}", pairs, "--batch-size=8", "--sft-coef=1",
-                        f"--micro-batch-size={size}", name=str(size)) for size in [8, 3])
-    for a, b in zip(whole, parts):
-        a.pop("accuracy", None)  # of margins that are 0 but for rounding in the first step
-        assert a == pytest.approx({name: b[name] for name in a}, rel=1e-3, abs=1e-5)
-
-
-def test_main_measures_the_frontiers_kl_from_the_warmup(tmp_path):
-    """Which stays where it was: before the first step the KL is 0, and after the last it is not."""
-    metrics = run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", write_pairs(tmp_path),
-                  "--eval-limit=3", "--eval-samples=2", "--lr=1e-2")
-    assert metrics[0]["dev_kl"] == 0 and metrics[-1]["dev_kl"] > 0.01
-    assert metrics[0]["dev_reward"] == 0  # a random model's answers
-
-
-def test_main_stops_where_no_question_gives_a_pair(tmp_path, capsys):
-    """A random model's responses are all wrong."""
-    with pytest.raises(SystemExit) as stopped:
-        run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", "--samples=2")
-    assert stopped.value.code == 2 and "there is no pair to learn from" in capsys.readouterr().err
-
-
-def test_main_takes_no_more_responses_at_once_than_asked(tmp_path, monkeypatch):
-    sizes = []
-    monkeypatch.setattr(dpo, "pad", lambda examples, device: sizes.append(len(examples)) or pad(
-        examples, device))
-    run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", write_pairs(tmp_path, 11),
-        "--batch-size=8", "--micro-batch-size=5")
-    assert max(sizes) == 4  # two pairs
-
-
-def test_main_steps_by_one_batchs_gradient_on_its_schedule(tmp_path):
-    """At a learning rate of next to nothing, each step has the same gradient, and not the sum of
-    all before it. Ten steps: one to rise, then down by a tenth each."""
-    metrics = run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", write_pairs(tmp_path, 8),
-                  "--epochs=10", "--batch-size=8", "--lr=1e-12")[1:]
-    norms = [m["grad_norm"] for m in metrics]
-    assert norms == pytest.approx([norms[0]] * 10, rel=1e-3) and norms[0] > 0
-    assert [1e13 * m["lr"] for m in metrics] == pytest.approx(list(range(10, 0, -1)))
-
-
-def test_main_hands_its_flags_to_the_loss(tmp_path):
-    """One pair, four steps: rewards are beta times what the log-probabilities have moved since the
-    first step, and the loss is that of their difference, a tenth of it with the sides swapped."""
-    metrics = run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", write_pairs(tmp_path, 1),
-                  "--epochs=4", "--beta=0.3", "--label-smoothing=0.1", "--lr=1e-3")[1:]
+def test_train_loss_follows_beta_and_the_reference(tmp_path):
+    """Four steps on one pair: a reward is beta times what log pi has moved since the first step.
+    The chosen response has seven tokens; sft_coef adds -log pi per token."""
+    train(config(tmp_path, count=1, epochs=4, beta=0.3, sft_coef=0.5, lr=1e-3))
+    metrics = read_metrics(tmp_path / "dpo")[1:]
     for m in metrics:
         r_w = 0.3 * (m["chosen_logp"] - metrics[0]["chosen_logp"])
         r_l = 0.3 * (m["rejected_logp"] - metrics[0]["rejected_logp"])
         assert (m["chosen_reward"], m["rejected_reward"], m["margin"]) == pytest.approx(
             (r_w, r_l, r_w - r_l), abs=1e-3)
-        loss = math.log1p(math.exp(r_l - r_w)) + 0.1 * (r_w - r_l)
+        loss = math.log1p(math.exp(r_l - r_w)) - 0.5 * m["chosen_logp"] / 7
         assert m["loss"] == pytest.approx(loss, abs=1e-3)
-    assert metrics[-1]["margin"] > 0.5
+    assert len(metrics) == 4 and metrics[-1]["margin"] > 0.3
 
 
-def test_main_shuffles_the_pairs_anew_each_epoch(tmp_path):
-    """Twenty pairs of many lengths, one a step: two orders of them are all but never the same."""
-    metrics = run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", write_pairs(tmp_path),
-                  "--batch-size=1", "--lr=1e-12")[1:]
-    orders = [[m["chosen_logp"] for m in metrics[at:at + 20]] for at in [0, 20]]
-    assert sorted(orders[0]) == pytest.approx(sorted(orders[1]), rel=1e-4)
-    assert orders[0] != pytest.approx(orders[1], rel=1e-4)
+def test_train_learning_rate_rises_over_a_tenth_then_falls_to_0(tmp_path):
+    """At a tiny rate each step has the same gradient, and not the sum of those before it."""
+    train(config(tmp_path, count=8, epochs=10, batch_size=8, lr=1e-12))
+    metrics = read_metrics(tmp_path / "dpo")[1:]
+    assert [1e13 * m["lr"] for m in metrics] == pytest.approx(list(range(10, 0, -1)))
+    norms = [m["grad_norm"] for m in metrics]
+    assert norms == pytest.approx([norms[0]] * 10, rel=1e-3) and norms[0] > 0
 
 
-@pytest.mark.parametrize("flag", ["--model", "--warmup"])
-@pytest.mark.parametrize("place", ["dpo", "dpo/model", "dpo/checkpoint/best-000004"])
-def test_main_does_not_write_over_what_it_starts_from(tmp_path, flag, place, capsys):
-    pairs, out = write_pairs(tmp_path), tmp_path / "dpo"
-    save_tiny(tmp_path / place)
-    kept = sorted(out.rglob("*"))
-    with pytest.raises(SystemExit) as stopped:
-        run(tmp_path, f"{flag}={tmp_path / place}", "--task=none", "--overwrite", pairs)
-    assert stopped.value.code == 2 and "would be overwritten" in capsys.readouterr().err
-    assert sorted(out.rglob("*")) == kept
+def test_train_samples_from_the_warmup_and_pairs_by_the_rule(tmp_path):
+    """One of the model's sixteen tokens is the right answer: DPO learns to give it."""
+    for split in ["train", "dev", "test"]:
+        write_lines(tmp_path / f"{split}.jsonl", [
+            {"question": f"{split} {i}", "answer": "7"} for i in range(24)])
+    train(config(tmp_path, warmup=save_answers(tmp_path / "answers"), task=str(tmp_path),
+                 pairs=None, samples=32, epochs=10, lr=1e-2))
+    rows = [json.loads(line) for line in open(tmp_path / "dpo/pairs.jsonl")]
+    assert len(rows) > 24 and all(row["prompt"].startswith("Question: train ") for row in rows)
+    assert all(row["chosen"].endswith("is 7.") > row["rejected"].endswith("is 7.") for row in rows)
+    first, result = read_metrics(tmp_path / "dpo")[0], read_json(tmp_path / "dpo/result.json")
+    assert (first["questions"], first["samples"], first["tokens"]) == (24, 24 * 32, 0)
+    assert first["dev_accuracy"] < 1 == result["dev_accuracy"] == result["test_accuracy"]
+    assert result["pairs"]["pairs"] == len(rows)
 
 
-@pytest.mark.parametrize("scripted, best", [
-    ([0.1, 0.5, 0.3, 0.2], 1), ([0.1, 0.5, 0.5, 0.2], 1), ([0.5, 0.1, 0.5, 0.2], 0)])
-def test_main_keeps_its_best_step(tmp_path, monkeypatch, capsys, scripted, best):
-    """Dev accuracy is scripted, warm-up first: the best weights, of equals the first, are tested
-    and saved. On test the warm-up is measured, and then DPO."""
-    weights = script_accuracies(monkeypatch, dpo, dev=scripted, test=[0.25, 0.75])
-    run(tmp_path, f"--warmup={save_tiny(tmp_path / 'base')}", write_pairs(tmp_path), "--epochs=3",
-        "--eval-every=1")
-    of_dev, (of_warmup, of_dpo) = weights[:4], weights[4:]
-    saved = load_model(tmp_path / "dpo", "cpu")[0].state_dict()
-    assert len({tuple(w["lm_head.weight"].flatten().tolist()) for w in of_dev}) == 4
-    for name in saved:
-        assert torch.equal(of_warmup[name], of_dev[0][name])
-        assert torch.equal(of_dpo[name], of_dev[best][name])
-        assert torch.equal(saved[name], of_dev[best][name])
-    result = json.loads((tmp_path / "dpo/result.json").read_text())
-    assert (result["dev_accuracy"], result["test_accuracy"], result["warmup_test_accuracy"],
-            result["best_step"]) == (0.5, 0.75, 0.25, best)
-    assert result["warmup_dev_accuracy"] == scripted[0] and result["pairs"] == {"pairs": 20}
-    assert ("fell from" if best else "No evaluation on dev") in capsys.readouterr().out
+def test_train_on_pairs_alone_measures_held_out_ones(tmp_path, monkeypatch):
+    """Without a task, dev and test are pairs. The reference prefers neither side."""
+    learned = set()
+
+    def record(model, pairs):
+        if torch.is_grad_enabled():
+            learned.update(tuple(pair["prompt"]) for pair in pairs)
+        return pair_logps(model, pairs)
+    monkeypatch.setattr(dpo, "pair_logps", record)
+    train(config(tmp_path, count=50, task="none", warmup=None, lr=1e-2, epochs=8))
+    metrics, result = read_metrics(tmp_path / "dpo"), read_json(tmp_path / "dpo/result.json")
+    assert metrics[0]["dev_accuracy"] == result["warmup_test_accuracy"] == 0.5
+    assert metrics[-1]["dev_accuracy"] == result["test_accuracy"] == 1
+    held_out = {tuple(byte_tokenizer()(pair["prompt"])["input_ids"]) for part in hold_out(
+        load_pairs(tmp_path / "pairs.jsonl")[:40])[1:] for pair in part}
+    assert len(learned) == 36 and len(held_out) == 4 and not learned & held_out
 
 
-def test_main_on_pairs_alone(tmp_path, capsys):
-    """Without a task: dev and test are pairs held out, and the accuracy is of implicit rewards."""
-    metrics = run(tmp_path, f"--model={save_tiny(tmp_path / 'base')}", "--task=none",
-                  write_pairs(tmp_path, 50), "--limit=40", "--lr=1e-2", "--epochs=8")
-    assert metrics[0]["dev_accuracy"] == 0.5 and metrics[-1]["dev_accuracy"] == 1.0
-    result = json.loads((tmp_path / "dpo/result.json").read_text())
-    assert result["warmup_test_accuracy"] == 0.5 and result["test_accuracy"] == 1.0
-    assert "2 test pairs" in capsys.readouterr().out and not (tmp_path / "warmup").exists()
-
-
-def test_main_chooses_sft_on_pairs_by_the_chosens_log_probability(tmp_path):
-    """Chosen and rejected alike, so that SFT makes both likelier and no accuracy can tell."""
-    rows = [{"prompt": f"{i}", "chosen": "yes", "rejected": "yes" * (1 + i % 2) + "!"}
-            for i in range(40)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    metrics = run(tmp_path, f"--model={save_tiny(tmp_path / 'base')}", "--task=none",
-                  f"--pairs={tmp_path / 'pairs.jsonl'}", "--limit=40", "--loss=preferred-ft",
-                  "--lr=1e-2", "--epochs=8", "--eval-every=1")
-    best = max((m for m in metrics), key=lambda m: m["dev_chosen_logp"])
-    result = json.loads((tmp_path / "dpo/result.json").read_text())
-    assert result["best_step"] == best["step"] > 0
-    assert result["chosen_logp"] > metrics[0]["dev_chosen_logp"] + 1
-
-
-@pytest.mark.parametrize("flags, words", [
-    (["--task=none"], "--pairs"), (["--task=none", "--pairs=x", "--eval-samples=1"], "--pairs"),
-    (["--pairs=missing.jsonl"], "cannot be read"),
-    (["--max-length=2"], "no pair to learn from")])
-def test_main_bad_input_is_one_sentence(tmp_path, flags, words, capsys):
-    if "--max-length=2" in flags:
-        flags = [*flags, write_pairs(tmp_path), f"--warmup={save_tiny(tmp_path / 'base')}"]
-    with pytest.raises(SystemExit) as stopped:
-        run(tmp_path, *flags)
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and words in error and "Traceback" not in error
-    assert not (tmp_path / "dpo").exists()  # and no run that was there is lost
+def test_train_preferred_ft_is_chosen_by_its_log_probability(tmp_path):
+    """SFT makes both sides likelier, so the accuracy on held-out pairs says nothing."""
+    train(config(tmp_path, count=40, task="none", loss="preferred-ft", lr=1e-2, epochs=8,
+                 eval_every=1))
+    metrics, result = read_metrics(tmp_path / "dpo"), read_json(tmp_path / "dpo/result.json")
+    logps = [m["dev_chosen_logp"] for m in metrics]
+    assert result["best_step"] == logps.index(max(logps)) > 0
+    assert result["chosen_logp"] > logps[0] + 1

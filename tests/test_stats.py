@@ -1,3 +1,5 @@
+"""Intervals, votes, the best of n, and what a reward model's scores are worth."""
+
 import itertools
 import warnings
 
@@ -7,6 +9,8 @@ import torch
 from plumbing.stats import (at_k, best_of_k, best_of_n_kl, bootstrap, calibration, correlation,
                             maj_at_k, majority, mean_and_error, pass_at_k, percent, reranked_at_k)
 
+# --- Intervals ---
+
 
 def test_percent_by_hand():
     """Wilson's interval. Of 50 in 100: the middle stays at 0.5, the half width is
@@ -15,49 +19,19 @@ def test_percent_by_hand():
     assert percent(0.5, 100) == "50.0% [40.4, 59.6]"
     assert percent(0.0, 100) == "0.0% [0.0, 3.7]"
     assert percent(1.0, 100) == "100.0% [96.3, 100.0]"
-    assert percent(0.0, 60).startswith("0.0% [0.0, ")  # where rounding goes below 0
+    assert percent(0.0, 60).startswith("0.0% [0.0, ")  # not -0.0
 
 
-@pytest.mark.parametrize("n, c", [(5, 0), (5, 2), (5, 5), (6, 1)])
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, c):
-    for k in range(1, n + 1):
-        subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
-        assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+def test_mean_and_error_counts_a_problem_once():
+    """Means of the problems 1, 2 and 6: mean 3, standard deviation sqrt(7), error sqrt(7 / 3)."""
+    mean, error = mean_and_error([0.0, 2.0, 2.0, 2.0, 5.0, 7.0], 2)
+    assert (mean, error) == (pytest.approx(3.0), pytest.approx((7 / 3) ** 0.5))
 
 
-@pytest.mark.parametrize("answers, expected", [
-    (["3", "5", "5"], "5"), (["3", "5", "5", "3"], "3"), (["5", "3", "3", "5"], "5"),
-    ([None, None, "7"], "7"), ([None, None], None), ([], None)])
-def test_majority_of_answers_that_parse_and_ties_go_to_the_first(answers, expected):
-    assert majority(answers) == expected
-
-
-def test_maj_at_k_is_a_mean_over_lots():
-    """Seven samples, 4 is right. Lots of three: (4, 5, 5) is wrong, (4, None, 4) right, the seventh
-    left over. Lots of two: ties go to the first: 4, then 5, then 4."""
-    answers = ["4", "5", "5", "4", None, "4", "4"]
-    correct = [a == "4" for a in answers]
-    assert maj_at_k(answers, correct, 3) == 1 / 2
-    assert maj_at_k(answers, correct, 2) == 2 / 3
-    assert maj_at_k(answers, correct, 1) == 4 / 7
-    assert maj_at_k(answers, correct, 7) == 1.0
-    assert maj_at_k([None, None], [False, False], 2) == 0.0
-
-
-def test_at_k_by_hand():
-    """Two problems of four samples: right are 1 of 4, and 3 of 4."""
-    def samples(*answers):
-        return [{"extracted": a, "correct": a == "1"} for a in answers]
-    passed, voted = at_k([samples("1", "2", "2", "3"), samples("2", "1", "1", "1")], 4)
-    assert passed == {1: 0.5, 4: 1.0} and voted == {1: 0.5, 4: 0.5}
-    assert list(at_k([samples(*"1" * 32)], 32)[0]) == [1, 4, 16, 32]
-    assert list(at_k([samples("1")], 1)[0]) == [1]
-
-
-def test_bootstrap_covers_the_true_difference_95_percent_of_the_time():
-    """Two runs that agree on most problems: second is right on 60%, first on 50%, both together on
-    45%. Of 400 drawn tests, the interval must hold 0.10 in 92 to 98 of a hundred; an unpaired one,
-    twice as wide, holds it in all."""
+def test_bootstrap_covers_the_difference_95_percent_of_the_time():
+    """Two runs that agree on most problems: the second is right on 60%, the first on 50%, both on
+    45%. The interval must hold 0.10 in 92 to 98% of 400 tests. An unpaired one, twice as wide,
+    holds it in all."""
     torch.manual_seed(0)
     both, held, count = torch.tensor([0.45, 0.05, 0.15, 0.35]), 0, 400  # (1,1) (1,0) (0,1) (0,0)
     for i in range(count):
@@ -69,47 +43,54 @@ def test_bootstrap_covers_the_true_difference_95_percent_of_the_time():
 
 
 def test_bootstrap_draws_the_runs_too():
-    """Runs that are all right and all wrong: with both in each group, any difference can come out
-    for other seeds; with one run each there is none to draw."""
+    """With a run that is all right and one that is all wrong, any difference is possible."""
     right, wrong = torch.ones(1, 50), torch.zeros(1, 50)
     assert bootstrap(wrong, right) == (1.0, 1.0)
     both = torch.cat([right, wrong])
     assert bootstrap(both, both) == (-1.0, 1.0)
 
 
-def test_mean_and_error_takes_a_problems_samples_as_one():
-    """Means of the problems 1, 2 and 6: mean 3, standard deviation sqrt(7), error sqrt(7 / 3)."""
-    mean, error = mean_and_error([0.0, 2.0, 2.0, 2.0, 5.0, 7.0], 2)
-    assert (mean, error) == (pytest.approx(3.0), pytest.approx((7 / 3) ** 0.5))
-
-
-def test_bootstrap_repeats_itself_whatever_was_drawn_before():
-    """The interval of a comparison is the same each time, and takes no number from anyone else."""
+def test_bootstrap_has_random_numbers_of_its_own():
     torch.manual_seed(5)
     first, second = torch.rand(2, 40).round(), torch.rand(3, 40).round()
-    intervals = []
-    for seed in [1, 2]:
-        torch.manual_seed(seed)
-        expected = torch.rand(1).item()
-        torch.manual_seed(seed)
-        intervals.append(bootstrap(first, second, draws=500))
-        assert torch.rand(1).item() == expected
-    assert intervals[0] == intervals[1] != bootstrap(first, second, draws=500, seed=1)
+    state = torch.get_rng_state()
+    found = bootstrap(first, second, draws=500)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert found == bootstrap(first, second, draws=500) != bootstrap(first, second, 500, seed=1)
 
 
-# --- votes with weights, the best of n ---
+# --- Votes and the best of n ---
+
+
+@pytest.mark.parametrize("n, c", [(5, 0), (5, 2), (5, 5), (6, 1)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, c):
+    for k in range(1, n + 1):
+        subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+        assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
 @pytest.mark.parametrize("answers, weights, expected", [
-    (["3", "5", "5"], [0.7, 0.3, 0.3], "3"), (["3", "5", "5"], [0.5, 0.3, 0.3], "5"),
-    (["5", "3", "3"], [0.5, 0.25, 0.25], "5"),  # equal sums: the one given first
+    (["3", "5", "5"], None, "5"), (["3", "5", "5", "3"], None, "3"), ([None, None, "7"], None, "7"),
+    ([None, None], None, None), ([], None, None), (["3", "5", "5"], [0.7, 0.3, 0.3], "3"),
+    (["3", "5", "5"], [0.5, 0.3, 0.3], "5"), (["5", "3", "3"], [0.5, 0.25, 0.25], "5"),
     ([None, "5", "3"], [0.9, 0.04, 0.06], "3"), ([None], [1.0], None)])
-def test_majority_by_weights(answers, weights, expected):
+def test_majority_by_hand(answers, weights, expected):
+    """Equal sums go to the answer that was given first."""
     assert majority(answers, weights) == expected
 
 
+def test_maj_at_k_is_a_mean_over_groups():
+    """Of seven samples 4 is right. Groups of three: 4 5 5 is wrong, 4 None 4 right, and the seventh
+    is left over. Of two: ties go to the first, so 4, then 5, then 4."""
+    answers = ["4", "5", "5", "4", None, "4", "4"]
+    correct = [a == "4" for a in answers]
+    assert [maj_at_k(answers, correct, k) for k in [1, 2, 3, 7]] == [4 / 7, 2 / 3, 1 / 2, 1.0]
+    assert maj_at_k([None, None], [False, False], 2) == 0.0
+
+
 def test_maj_at_k_takes_each_groups_own_weights():
-    """In pairs 4, 5 and 5, of which 4 is right; of all six 5, though each answer has three."""
+    """In pairs 4, 5 and 5 win, of which 4 is right; of all six 5, though each answer has three."""
     answers, weights = ["4", "5", "4", "5", "5", "4"], [0.6, 0.4, 0.1, 0.9, 0.5, 0.2]
     correct = [answer == "4" for answer in answers]
     assert maj_at_k(answers, correct, 2, weights) == 1 / 3
@@ -117,35 +98,31 @@ def test_maj_at_k_takes_each_groups_own_weights():
     assert maj_at_k(answers, correct, 6) == 1
 
 
+def test_at_k_by_hand():
+    """Two problems of four samples: right are 1 of 4, and 3 of 4."""
+    def samples(answers):
+        return [{"extracted": a, "correct": a == "1"} for a in answers]
+    passed, voted = at_k([samples("1223"), samples("2111")], 4)
+    assert passed == {1: 0.5, 4: 1.0} and voted == {1: 0.5, 4: 0.5}
+    assert [list(at_k([samples("1" * n)], n)[0]) for n in [1, 32]] == [[1], [1, 4, 16, 32]]
+
+
 def test_best_of_k_by_hand():
-    """Of equal scores the first; a last group that is not whole counts for nothing."""
+    """Of equal scores the first; a last group that is not complete counts for nothing."""
     assert best_of_k([1, 2, 3, 0, 9], [10, 20, 30, 40, 50], 2) == (20 + 30) / 2
-    assert best_of_k([5, 5, 5], [1, 0, 0], 3) == 1
-    assert best_of_k([0, 5, 5], [1, 0, 1], 3) == 0
-    assert best_of_k([1, 2, 3], [10, 20, 30], 1) == 20
+    assert best_of_k([5, 5, 5], [1, 0, 0], 3) == 1 and best_of_k([0, 5, 5], [1, 0, 1], 3) == 0
 
 
-def best_of_n(p, n):
-    """The distribution of the best of n draws from p, whose outcomes rise in score."""
-    below = torch.cat([torch.zeros(1, dtype=torch.double), p.cumsum(0)])
-    return (below ** n).diff()
-
-
-def test_best_of_n_kl_is_the_exact_kl_where_no_two_samples_are_equal():
-    """And more than that where some are. First, that the distribution of the best is one: against
-    all 64 draws of three of four outcomes."""
-    p, found = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.double), torch.zeros(4)
-    for draw in itertools.product(range(4), repeat=3):
-        found[max(draw)] += p[list(draw)].prod()
-    torch.testing.assert_close(best_of_n(p, 3).float(), found)
+def test_best_of_n_kl_is_exact_if_no_two_samples_are_equal():
+    """And an upper bound otherwise. Of p with rising scores, the best of n is p(max = i)."""
     for n in [2, 4, 16]:
         kls = []
         for outcomes in [4, 50, 20_000]:
             torch.manual_seed(0)
             p = torch.rand(outcomes, dtype=torch.double)
-            p = p / p.sum()
-            q = best_of_n(p, n)
-            kls.append(torch.special.xlogy(q, q / p).sum().item())
+            below = torch.cat([torch.zeros(1), (p / p.sum()).cumsum(0)])
+            q = (below ** n).diff()
+            kls.append(torch.special.xlogy(q, q / below.diff()).sum().item())
         assert all(kl <= best_of_n_kl(n) + 1e-9 for kl in kls)
         assert kls == sorted(kls) and kls[-1] == pytest.approx(best_of_n_kl(n), abs=2e-3)
     assert kls[0] < 0.7 * kls[-1] and best_of_n_kl(1) == 0
@@ -173,7 +150,7 @@ def test_reranked_at_k_by_hand():
     assert reranked_at_k([none], 2)["rerank_at"] == {1: 0, 2: 0}
 
 
-# --- what a reward model's scores are worth ---
+# --- A reward model's scores ---
 
 
 def test_calibration_by_hand():
@@ -188,15 +165,13 @@ def test_calibration_by_hand():
     assert bins == [(pytest.approx(0.4), 0.5, 2)] and error == pytest.approx(0.1)
 
 
-def test_correlation_by_hand_and_0_where_nothing_varies():
-    """Of 1 2 3 and 1 3 2: deviations' products 1 + 0 + 0, their squares 2 and 2."""
+def test_correlation_by_hand():
+    """Of 1 2 3 and 1 3 2: deviations' products 1 + 0 + 0, their squares 2 and 2. 0 if nothing
+    varies, or for fewer than two, without a warning."""
     x = torch.tensor([1.0, 2.0, 3.0])
     assert correlation(x, torch.tensor([1, 3, 2])) == pytest.approx(0.5)
     assert correlation(x, -2 * x + 5) == pytest.approx(-1)
     assert correlation(x, torch.ones(3)) == correlation(torch.full((3,), 0.1), x) == 0
-
-
-def test_correlation_of_fewer_than_two_is_0_and_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert [correlation(torch.zeros(n), torch.zeros(n)) for n in [0, 1]] == [0, 0]

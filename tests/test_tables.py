@@ -1,6 +1,8 @@
+"""The tables that a run and a comparison end with."""
+
 import pytest
 
-from plumbing.files import write_json
+from plumbing.checkpoints import write_json
 from plumbing.tables import accuracy_table, by_seed, compare_groups, comparison_tables, table
 
 
@@ -9,7 +11,7 @@ def test_table_is_aligned_markdown():
         "| run  |  n |", "| ---- | -: |", "| a    | 10 |", "| long |  5 |"]
 
 
-def test_accuracy_table_has_a_column_for_a_tasks_own_metric():
+def test_accuracy_table_has_columns_for_a_tasks_own_metrics():
     measured = {"warm-up": {"accuracy": 0.5, "mean_tokens": 20.04, "no_answer": 0.1, "own": 0.25},
                 "ReFT": {"accuracy": 1.0, "mean_tokens": 30.0, "no_answer": 0.0, "own": 1.0}}
     assert accuracy_table(measured, 100).splitlines() == [
@@ -21,12 +23,13 @@ def test_accuracy_table_has_a_column_for_a_tasks_own_metric():
 
 def make_run(folder, **flags):
     folder.mkdir(parents=True)
-    write_json(folder, "config.json", {"flags": flags})
-    write_json(folder, "result.json", {})
+    write_json(folder / "config.json", {"flags": flags})
+    write_json(folder / "result.json", {})
     return str(folder)
 
 
-def test_by_seed_follows_runs_that_start_from_each_seeds_own_model(tmp_path):
+def test_by_seed_joins_runs_that_differ_in_their_seed(tmp_path):
+    """Each seed may start from a model of its own, of the same name."""
     folders = [make_run(tmp_path / f"{seed}/more", seed=seed, model=f"{tmp_path}/{seed}/warmup")
                for seed in [0, 1]]
     assert by_seed(folders) == [("more", folders)]
@@ -41,7 +44,7 @@ def measured(*correct, **more):
             "no_answer": 0.0} | more
 
 
-def test_compare_groups_takes_differences_on_the_same_problems_alone():
+def test_compare_groups_compares_on_the_same_problems_only():
     """Of runs that are all right and all wrong the difference is 100 points, whatever is drawn."""
     wrong, right = measured(0, 0, 0), measured(1, 1, 1)
     _, other = compare_groups({"a": wrong, "b": right})
@@ -77,12 +80,15 @@ ROWS = [
               "peak_memory_mb": 500}}]
 
 
+def cells(rows):
+    return [[[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()
+             if "--" not in line] for part in comparison_tables(rows).split("\n\n")]
+
+
 def test_comparison_tables_by_hand():
-    """Accuracy; samples, where maj@1 would say what pass@1 says; and cost, where there is one. The
-    standard deviation of 50% and 70% is 14.1 points."""
-    accuracy, samples, cost = [
-        [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()
-         if "--" not in line] for part in comparison_tables(ROWS).split("\n\n")]
+    """Accuracy; samples, without maj@1, which is pass@1; cost. 50% and 70% have the standard
+    deviation 14.1 points."""
+    accuracy, samples, cost = cells(ROWS)
     assert accuracy == [
         ["run", "test accuracy [95%]", "minus warmup", "tokens", "ended", "no answer", "own"],
         ["warmup", "50.0% [40.4, 59.6]", "", "12.3", "100.0%", "25.0%", "50.0%"],
@@ -98,7 +104,18 @@ def test_comparison_tables_by_hand():
         ["reft, 2 seeds", "1,000", "2,000", "1,234,567", "61", "500"]]
 
 
-def test_comparison_tables_say_nothing_of_what_was_not_measured():
+def test_comparison_tables_with_a_reward_model_by_hand():
+    """The KL of the best of 4 is log 4 - 3/4 = 0.636 nats."""
+    row = ROWS[0] | {"rerank_at": {"1": 0.5, "4": 0.7}, "weighted_at": {"1": 0.5, "4": 0.65},
+                     "best_of_reward": {"1": 0.52, "4": 0.71}}
+    assert cells([row])[2] == [
+        ["with a reward model", "k", "maj@k", "rerank@k", "weighted vote", "pass@k",
+         "best of k: reward", "its KL, nats at most"],
+        ["warmup", "1", "50.0%", "50.0%", "50.0%", "50.0%", "0.520", "0.00"],
+        ["warmup", "4", "62.5%", "70.0%", "65.0%", "75.0%", "0.710", "0.64"]]
+
+
+def test_comparison_tables_leave_out_what_was_not_measured():
     greedy = [{key: x for key, x in row.items() if key not in ("pass_at", "maj_at", "cost", "own")}
               for row in ROWS]
     [accuracy] = comparison_tables(greedy).split("\n\n")

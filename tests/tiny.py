@@ -6,9 +6,9 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForSequence
                           GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
                           PreTrainedTokenizerFast)
 
-import eval as evaluation
+from graders import RewardModel
+from lm import last_hidden, response_logits
 from plumbing import packing
-from plumbing.reward_models import RewardModel
 
 # Of transformers' many kinds: rotary positions and absolute ones, heads that share their keys,
 # local attention, tied embeddings, a BOS of its own or one that is the EOS, no padding token.
@@ -38,7 +38,7 @@ def tiny_lm(kind="llama", vocab_size=12, seed=0, scale=0.5, **config):
             "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 1024,
             "pad_token_id": 0, "eos_token_id": 1, "initializer_range": scale, "init_std": scale,
             **KINDS[kind], **config}), dtype=torch.float32)
-    packing.enable(lm.eval())
+    packing.enable(lm.eval(), response_logits)
     return lm
 
 
@@ -48,7 +48,7 @@ def tiny_reward_model(kind="llama", vocab_size=12, seed=0, scale=0.5, **config):
     usual.update({"num_labels": 1, **config})
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_config(usual, attn_implementation="sdpa")
-    packing.enable(model.eval().base_model, packing.last_hidden)
+    packing.enable(model.eval().base_model, last_hidden)
     return RewardModel(model)
 
 
@@ -94,22 +94,6 @@ def save_answers(folder):
                             unk_token="<unk>").save_pretrained(folder)
     tiny_lm(vocab_size=16, scale=0.02).save_pretrained(folder)
     return str(folder)
-
-
-def script_accuracies(monkeypatch, script, dev, test, dev_scores=()):
-    """Let the models that `script` evaluates have these accuracies, one after the other, and on dev
-    these learned scores. Returns: a list that the weights of each come into."""
-    weights, scripted = [], {"dev": iter(dev), "test": iter(test)}
-    scores = iter(dev_scores)
-
-    def measure(lm, tokenizer, problems, *, task, **kwargs):
-        [split] = [name for name in scripted if problems is getattr(task, name)]
-        weights.append({name: x.clone() for name, x in lm.state_dict().items()})
-        learned = {"score": next(scores)} if split == "dev" and dev_scores else {}
-        return {"accuracy": next(scripted[split]), "mean_tokens": 1.0, "eos_rate": 1.0} | learned
-    for module in [evaluation, script]:
-        monkeypatch.setattr(module, "evaluate", measure)
-    return weights
 
 
 def completions(vocab_size, eos, length):

@@ -12,16 +12,23 @@ def a_policy(rng, vocab=4, size=2, positions=8):
             "bias": two_digits(rng, -1, 1)}
 
 
+def outputs(policy, prompt, response):
+    """[(logits, hidden state)] of the state before each response token: sums over the tokens that
+    it has."""
+    lm, found = policy["lm"], []
+    for t in range(len(response)):
+        state = prompt + response[:t]
+        logits = [sum(lm["tokens"][s][v] for s in state) + lm["positions"][len(state) - 1][v]
+                  for v in range(len(lm["tokens"]))]
+        found.append((logits, [sum(lm["hidden"][s][k] for s in state)
+                               for k in range(len(policy["weight"]))]))
+    return found
+
+
 def states(policy, prompt, response):
-    """Of each response token log pi and V, from the rows of the tokens so far."""
+    """log pi of each response token, and V of the state before it: two lists."""
     logprobs, values = [], []
-    for t, token in enumerate(response):
-        seen = prompt + response[:t]
-        vocab = range(len(policy["lm"]["tokens"]))
-        logits = [sum(policy["lm"]["tokens"][s][v] for s in seen)
-                  + policy["lm"]["positions"][len(seen) - 1][v] for v in vocab]
-        hidden = [sum(policy["lm"]["hidden"][s][k] for s in seen)
-                  for k in range(len(policy["weight"]))]
+    for token, (logits, hidden) in zip(response, outputs(policy, prompt, response)):
         logprobs.append(log_softmax(logits)[token])
         values.append(sum(w * h for w, h in zip(policy["weight"], hidden)) + policy["bias"])
     return logprobs, values

@@ -84,7 +84,7 @@ def same_answer(rng, variant):
             extracted == answer.strip().lower())
 
 
-def score(rng, variant):
+def score_answer(rng, variant):
     partial = round(rng.uniform(0.05, 0.4), 2)
     for name, extracted, correct, choices, points in [
             ("the right number", "18", True, None, 1.0), ("another number", "17", False, None,

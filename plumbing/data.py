@@ -1,6 +1,8 @@
-"""Find a task's rows, in files or on the hub, and cut them into train, dev and test."""
+"""Read problems and preference pairs, from files or from the hub, and cut them into splits."""
 
 import json
+import os.path
+import random
 import re
 from pathlib import Path
 
@@ -129,11 +131,11 @@ def warn_of_shared_questions(task, train, **others):
                  "what is measured on them is memory")
 
 
-def to_problem(row, where, read_gold, graded=False) -> dict:
+def to_problem(row, where, normalize_answer, graded=False) -> dict:
     """A row in any known format -> question, cot, program, answer; "" where there is none.
 
-    read_gold: a known answer -> how it is written here, None where it is none. Stops at such a row,
-    unless it is `graded` by something else than the answer.
+    normalize_answer: a function, a known answer -> its normal form, or None if it is no answer.
+    Stops at such a row, unless something else than the answer grades it (`graded`).
     """
     for name in row.keys() & {"question", "cot", "program", "answer_cot"}:
         if not isinstance(row[name], str | None):
@@ -170,11 +172,11 @@ def to_problem(row, where, read_gold, graded=False) -> dict:
         cot, program = row.get("cot", ""), row.get("program", "")
         if "####" in answer:  # GSM8K's release; <<48/2=24>> are its calculator's annotations
             cot = re.sub(r"<<[^<>\n]*>>", "", answer.rpartition("####")[0]).strip()
-            cot += f"\nThe answer is {read_gold(answer)}."
+            cot += f"\nThe answer is {normalize_answer(answer)}."
     else:
         stop(f"{where} has the columns {', '.join(row)}: it needs question and answer "
              "(or question and answer_value, or messages)")
-    gold = read_gold(answer)
+    gold = normalize_answer(answer)
     if not question or (gold is None and not graded):
         stop(f"{where} has the question {question[:40]!r} and the answer {answer[-40:]!r}: it "
              "needs a question, and an answer that is a number or a letter, unless a grader "
@@ -199,3 +201,82 @@ def read_messages(messages, where):
              "role and content, texts")
     solution = turns.pop()[1] if turns[-1][0] == "assistant" and len(turns) > 1 else ""
     return "\n\n".join(text for _, text in turns), solution
+
+
+# --- Preference pairs ---
+
+
+def make_pairs(responses, n, most, by="correct"):
+    """Right responses against wrong ones to the same question; by="score": better against worse.
+
+    Args: responses, n graded ones a problem in a row (see eval.respond); most, pairs a question.
+    Returns: a list of {prompt, chosen, rejected}, texts; and counts of what became of the questions
+        and the responses. Responses that were cut off are left out: a pair's two sides both end.
+    """
+    pairs, counts = [], {"questions": len(responses) // n, "paired": 0, "all_right": 0,
+                         "all_wrong": 0, "all_cut_off": 0, "responses": len(responses),
+                         "cut_off": 0}
+    for first in range(0, len(responses), n):
+        ended = [r for r in responses[first:first + n] if r["ended"]]
+        counts["cut_off"] += n - len(ended)
+        grade = {r["response"]: r[by] for r in ended}  # each text once
+        both = [(chosen, rejected) for chosen in grade for rejected in grade
+                if grade[chosen] > grade[rejected]]
+        counts["paired" if both else "all_cut_off" if not ended else
+               "all_right" if ended[0]["correct"] else "all_wrong"] += 1
+        pairs += [{"prompt": responses[first]["prompt"], "chosen": chosen, "rejected": rejected}
+                  for chosen, rejected in random.sample(both, min(most, len(both)))]
+    return pairs, counts | {"pairs": len(pairs)}
+
+
+def load_pairs(source):
+    """[{prompt, chosen, rejected}] from a .jsonl or .json file, a folder of them or a hub name."""
+    if Path(source).is_file():
+        rows = read_rows(source)
+    else:
+        try:
+            rows = load_dataset(source, split="train")
+        except Exception as error:  # the hub raises many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            stop(f"--pairs {source}: cannot be read ({reason}); give a .jsonl file with prompt, "
+                 "chosen and rejected in each line, or a data set on the hub")
+    pairs = []
+    for number, row in enumerate(rows, 1):
+        pair = {name: row[name] for name in ("prompt", "chosen", "rejected") if name in row}
+        if not {"chosen", "rejected"} <= pair.keys():
+            stop(f"row {number} of {source}: needs prompt, chosen and rejected, each a text; its "
+                 f"columns are {', '.join(row)}")
+        for name, value in pair.items():
+            if not isinstance(value, str):
+                stop(f"row {number} of {source}: its {name} is {value!r:.60}, and has to be a text"
+                     + ": write the turns of a chat as one" * isinstance(value, list))
+        if "prompt" not in pair:
+            pair = split_conversation(**pair)
+        if not pair["prompt"]:
+            stop(f"row {number} of {source}: has no prompt, and its two sides do not begin alike, "
+                 "as conversations of Human: and Assistant: would")
+        pairs.append(pair)
+    return pairs
+
+
+def split_conversation(chosen, rejected):
+    """Two whole conversations, as in Anthropic/hh-rlhf, as {prompt, chosen, rejected}: the prompt
+    is what both share, up to and with the last "Assistant:"; "" where they share no such turn."""
+    shared, turn, _ = os.path.commonprefix([chosen, rejected]).rpartition("\n\nAssistant:")
+    seam = len(shared + turn)
+    return {"prompt": chosen[:seam], "chosen": chosen[seam:], "rejected": rejected[seam:]}
+
+
+def hold_out(pairs, most=500):
+    """The pairs in three: to train on, and those of a twentieth of the prompts each as dev and
+    test, at most so many. The same ones whatever the seed, so that no run learns from pairs that
+    another one is tested on."""
+    prompts = sorted({pair["prompt"] for pair in pairs})
+    if len(prompts) < 3:
+        stop("--pairs: fewer than three prompts, too few to hold any out")
+    random.Random(0).shuffle(prompts)
+    share = max(1, len(prompts) // 20)
+    dev, test = set(prompts[:share]), set(prompts[share:2 * share])
+    return ([pair for pair in pairs if pair["prompt"] not in dev | test],
+            [pair for pair in pairs if pair["prompt"] in dev][:most],
+            [pair for pair in pairs if pair["prompt"] in test][:most])

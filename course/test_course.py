@@ -1,5 +1,7 @@
-"""The course's stubs, checks and reports. Each check is held to: the repository's own code and other
-right solutions pass it, at fifty seeds; each known mistake fails it, far beyond its tolerance."""
+"""The course's stubs, checks and reports. The checks are held to this: the repository's own code and
+other right solutions pass them, and each known mistake fails them, far beyond the tolerance."""
+
+import ast
 import json
 import subprocess
 import sys
@@ -9,13 +11,14 @@ import pytest
 
 from course import __main__ as course
 from course import bugs, catalog, grading, making, notebook, sandbox
+from course.solutions_for_tests import SOLUTIONS, VARIANTS
 from course.source import NotFound, Part, clean, emptied, lifted, replaced, text_of, with_lines
 from plumbing.cli import HOME
-from tests.course_solutions import SOLUTIONS, VARIANTS
 
-ITEMS, TWENTY = catalog.all_items(), catalog.twenty()
+ITEMS = catalog.all_items()
 SEEDS = range(50)
 NAMES = [name for name in catalog.assignments() if name != "bugs"]
+SCORE = ITEMS["verifier.py:score_answer"]
 
 
 def outcomes(item, source, checks):
@@ -27,8 +30,15 @@ def failures(item, source, checks):
     return [check for check, outcome in zip(checks, found) if grading.wrong(check, outcome)]
 
 
+def graded(item, source, checks):
+    """grading.report with the known mistakes beside it."""
+    return grading.report(item, checks, outcomes(item, source, checks), {
+        title: outcomes(item, known, checks)
+        for title, known in grading.known_sources(item, None).items()})
+
+
 def with_part(part, text):
-    """The clean file with this in the part's place, and before it the helpers that it has."""
+    """The repository's file with `text` in the part's place, and the helpers that it has."""
     source = clean(part.file)
     first, _, end = part.lines(source)
     if part.after:
@@ -36,9 +46,19 @@ def with_part(part, text):
     return lifted(source, f"{text.strip()}\n", part)
 
 
+def with_body(item, body):
+    """The repository's file with another body of the item's function."""
+    source = clean(item.part.file)
+    _, first, end = item.part.lines(source)
+    return with_lines(source, first, end, body)
+
+
+# --- The checks ---
+
+
 @pytest.mark.parametrize("at", ITEMS)
-def test_no_seed_flips_a_check_and_each_mistake_is_far(at):
-    """Of each mistake at least one of a seed's checks is a hundred tolerances away."""
+def test_checks_pass_the_repository_and_fail_each_mistake(at):
+    """At fifty seeds. Each mistake is a hundred tolerances away in one check of each seed."""
     item, count = ITEMS[at], len(ITEMS[at].checks(0))
     checks = [check for seed in SEEDS for check in item.checks(seed)]
     right = outcomes(item, clean(item.part.file), checks)
@@ -54,30 +74,8 @@ def test_no_seed_flips_a_check_and_each_mistake_is_far(at):
             assert any(far[seed * count:(seed + 1) * count]), (mistake.name, seed)
 
 
-def test_arguments_stay_as_they_are_and_tensors_come_out():
-    item, source = ITEMS["grpo.py:k3"], clean("grpo.py")
-    for body, says in [("    log_ratio = ref_logprobs.sub_(logprobs)\n    return log_ratio.exp() - 1",
-                        "changes its argument ref_logprobs in place"),
-                       ("    return [0.0]", "returns a list where a tensor is expected")]:
-        first, start, end = item.part.lines(source)
-        [outcome] = outcomes(item, with_lines(source, start, end, body), item.checks(0))
-        assert says in outcome["error"]
-
-
-@pytest.mark.parametrize("change", [
-    ["* len(index) / len(minibatch)", "/ 2"], ["loss += part_loss.detach()", "loss += part_loss.item()"],
-    ["                loss += part_loss.detach()", "                loss = part_loss.detach()"],
-    ["                optimizer.zero_grad()\n", ""],
-    ["rollout.attention_mask[minibatch].sum()", "rollout.mask[minibatch].sum()"]])
-def test_a_loop_that_is_wrong_in_little_fails(change):
-    item = ITEMS["reft_ppo.py:train/update loop"]
-    source = replaced(clean("reft_ppo.py"), item.part, [change])
-    for seed in range(10):
-        assert failures(item, source, item.checks(seed))
-
-
 @pytest.mark.parametrize("at", SOLUTIONS)
-def test_other_right_solutions_pass(at):
+def test_checks_pass_other_right_solutions(at):
     item = ITEMS[at]
     checks = [check for seed in range(8) for check in item.checks(seed)]
     assert len(SOLUTIONS[at]) >= 2
@@ -85,14 +83,46 @@ def test_other_right_solutions_pass(at):
         assert not failures(item, with_part(item.part, text), checks), text
 
 
-def test_each_function_has_other_solutions():
-    graded = {f"{item.part.file}:{item.part.name}" for name in NAMES
-              for item in catalog.items_of(name)}
-    assert graded == set(SOLUTIONS)
+def test_each_graded_function_has_other_solutions():
+    assert set(SOLUTIONS) == {f"{item.part.file}:{item.part.name}" for name in NAMES
+                              for item in catalog.items_of(name)}
+
+
+def test_checks_of_another_seed_have_other_numbers():
+    for at, item in ITEMS.items():
+        assert not item.points or any(item.checks(seed) != item.checks(0) for seed in (1, 2)), at
+
+
+@pytest.mark.parametrize("body, says", [
+    ("    log_ratio = ref_logprobs.sub_(logprobs)\n    return log_ratio.exp() - 1",
+     "changes its argument ref_logprobs in place"),
+    ("    return [0.0]", "returns a list where a tensor is expected")])
+def test_call_refuses_changed_arguments_and_lists(body, says):
+    item = ITEMS["grpo.py:k3"]
+    [outcome] = outcomes(item, with_body(item, body), item.checks(0))
+    assert says in outcome["error"]
+
+
+@pytest.mark.parametrize("change", [
+    [" * len(rows) / len(minibatch)", " / 2"],
+    ["losses[-1] += loss.detach()", "losses[-1] += loss.item()"],
+    ["losses[-1] += loss.detach()", "losses[-1] = loss.detach()"],
+    ["optimizer.step()\n                optimizer.zero_grad()", "optimizer.step()"],
+    ["policy.parameters(), MAX_GRAD_NORM", "policy.parameters(), 1e9"],
+    ["policy.parameters(), MAX_GRAD_NORM", "policy.value_head.parameters(), MAX_GRAD_NORM"],
+    ["(logprobs.detach() - old_logprobs[rows])[mask[rows]]",
+     "(logprobs.detach() - old_logprobs[rows]).flatten()"],
+    ["schedule.get_last_lr()[0]", "config.clip_eps"]])
+def test_checks_of_the_update_loop_fail_small_errors(change):
+    item = ITEMS["reft_ppo.py:train/update loop"]
+    source = replaced(clean("reft_ppo.py"), item.part, [change])
+    for seed in range(10):
+        assert failures(item, source, item.checks(seed))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variant_fails_the_published_body_and_passes_its_own(variant):
+def test_variant_fails_the_published_body(variant):
+    """And it passes its own, and its stub says something else."""
     assignment, changes = catalog.variants()[variant]
     assert set(changes) == set(VARIANTS[variant])
     for at, text in VARIANTS[variant].items():
@@ -108,12 +138,18 @@ def test_a_variant_fails_the_published_body_and_passes_its_own(variant):
 # --- Stubs ---
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_stub_alone_turns_its_own_checks_red(name, tmp_path):
-    """Graded in the tree that the assignment makes: nothing; with a body pasted back, its points
-    and no others; with all, the same bytes as the repository's."""
-    tree = tmp_path / name
-    course.main(["make", name, f"--to={tree}"])
+@pytest.fixture(scope="module", params=NAMES)
+def made(request, tmp_path_factory):
+    """The name of an assignment, and its tree."""
+    tree = tmp_path_factory.mktemp("course") / request.param
+    course.main(["make", request.param, f"--to={tree}"])
+    return request.param, tree
+
+
+def test_make_empties_each_function_and_nothing_else(made):
+    """An empty function fails all its checks. With its body put back it passes, before the other
+    functions do. With all bodies the file is the repository's, byte for byte."""
+    name, tree = made
     items = catalog.items_of(name)
     for file in {item.part.file for item in items}:
         text = (tree / file).read_text()
@@ -124,32 +160,53 @@ def test_each_stub_alone_turns_its_own_checks_red(name, tmp_path):
         assert text == clean(file)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_tree_runs_but_for_its_holes(name, tmp_path):
-    """All else of it is there, byte for byte, and imports."""
-    tree = tmp_path / name
-    course.main(["make", name, f"--to={tree}"])
+def test_grade_gives_0_to_a_stub_and_all_to_a_solution(made, monkeypatch):
+    name, tree = made
+    monkeypatch.setattr(sandbox, "run", lambda jobs: [sandbox.make_calls(**job) for job in jobs])
+    graded = grading.grade_assignment(name, tree, 0)
+    assert [points for _, points, _, _ in graded] == [0] * len(graded)
+    assert all(text.endswith(" checks: not written yet") for *_, text in graded)
+    assert all(most == points for _, points, most, _ in grading.grade_assignment(name, HOME, 0))
+
+
+def test_make_copies_everything_but_hidden_files(made):
+    name, tree = made
     hidden, stubs = catalog.assignments()[name].get("hide", []), making.stubs(name)
     for file in map(str, making.files()):
         if file in hidden:
             assert not (tree / file).exists()
         else:
-            assert (tree / file).read_bytes() == (HOME / file).read_bytes() or file in stubs
-    for file, source in stubs.items():
-        assert (tree / file).read_text() == source
-        assert vars(sandbox.loaded(file, source))
+            assert (tree / file).read_text("latin-1") == stubs.get(
+                file, (HOME / file).read_text("latin-1"))
 
 
-def test_a_stub_keeps_what_specifies_it(tmp_path):
-    stub = making.stubs("credit")["reft_ppo.py"]
+def test_make_hides_no_file_that_another_one_imports(made):
+    name, tree = made
+    hidden = {file.removesuffix(".py") for file in catalog.assignments()[name].get("hide", [])}
+    for path in tree.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
+                [node.module] if isinstance(node, ast.ImportFrom) else [])
+            assert not hidden & set(names), path
+
+
+def test_make_likelihood_has_the_shift_nowhere(made):
+    name, tree = made
+    shifted = [str(path.relative_to(tree)) for path in tree.rglob("*.py")
+               if ":-1][mask]" in path.read_text() or "ids[:, 1:][mask]" in path.read_text()]
+    assert name == "likelihood" or {"lm.py", "plumbing/packing.py"} <= set(shifted)
+    assert name != "likelihood" or shifted == []
+
+
+def test_stubs_keep_signature_and_docstring():
     part = ITEMS["reft_ppo.py:compute_gae"].part
-    kept = text_of(stub, part)
+    kept = text_of(making.stubs("credit")["reft_ppo.py"], part)
     assert kept.startswith("def compute_gae(rewards, values, mask, gamma, lam):")
     assert "delta_t = r_t + gamma V(s_{t+1}) - V(s_t)" in kept and "reversed" not in kept
     assert kept.endswith('raise NotImplementedError("compute_gae: yours to write")')
 
 
-def test_a_handout_has_what_the_source_says(tmp_path):
+def test_handout_has_the_specification_and_no_solution():
     text = making.handout("credit")
     assert "| compute_gae   | reft_ppo.py |     10 |" in text
     assert '"""Generalized advantage estimation: A_t = sum_l (gamma lam)^l delta_{t+l}.' in text
@@ -158,7 +215,21 @@ def test_a_handout_has_what_the_source_says(tmp_path):
     assert "last_values (batch,)" in making.handout("credit", "bootstrapped")
 
 
-def test_make_keeps_what_is_there(tmp_path, capsys):
+def test_handout_names_only_what_the_update_loop_has():
+    """Each name that `told` mentions is one of the loop's, or of what stands above it."""
+    part = ITEMS["reft_ppo.py:train/update loop"].part
+    source, told = clean("reft_ppo.py"), ITEMS["reft_ppo.py:train/update loop"].told
+    loop = text_of(source, part)
+    for name in ["policy", "optimizer", "schedule", "config", "ids", "attention_mask", "mask",
+                 "old_logprobs", "old_values", "advantages", "returns", "split_by_length",
+                 "clip_grad_norm_", "MAX_GRAD_NORM", "ppo_epochs", "minibatch_size",
+                 "micro_batch_size", "vf_coef", "losses", "grad_norms", "log_ratios", "lr"]:
+        assert name in told and name in loop
+    rest = source[source.index(part.before):]
+    assert "lr" in rest and "update_metrics(losses, grad_norms, torch.cat(log_ratios)" in rest
+
+
+def test_make_keeps_a_folder_that_is_not_empty(tmp_path, capsys):
     (tmp_path / "mine.py").write_text("hours of work")
     with pytest.raises(SystemExit):
         course.main(["make", "ppo", f"--to={tmp_path}"])
@@ -187,14 +258,14 @@ class Box:
 HALF, SIZE = Part("m.py", "half"), Part("m.py", "Box.size")
 
 
-def test_a_part_is_emptied_below_its_docstring():
-    assert text_of(emptied(SOURCE, HALF), HALF) == (
+def test_emptied_keeps_the_docstring_and_no_body():
+    assert text_of(emptied(SOURCE, HALF, "yours to write"), HALF) == (
         'def half(x):\n    """x / 2."""\n    raise NotImplementedError("half: yours to write")')
-    assert emptied(SOURCE, SIZE).endswith(
-        'def size(self):\n        raise NotImplementedError("size: yours to write")\n')
+    assert emptied(SOURCE, SIZE, "left out").endswith(
+        'def size(self):\n        raise NotImplementedError("size: left out")\n')
 
 
-def test_lifting_takes_the_function_and_what_it_uses_alone():
+def test_lifted_takes_the_function_and_what_it_uses():
     """Helpers, with their decorators, the helpers' helpers, and an import that shares its line with
     one that is known; not what other functions need, nor the student's of what is there already."""
     student = "from __future__ import annotations\n" + SOURCE.replace(
@@ -209,7 +280,7 @@ def test_lifting_takes_the_function_and_what_it_uses_alone():
     assert names["half"](6) == 3 and names["Box"]().size() == 1 and names["LIMIT"] == 2
 
 
-def test_what_cannot_be_found_is_said():
+def test_lifted_says_what_it_cannot_find():
     with pytest.raises(NotFound, match="m.py has no `def third`"):
         lifted(SOURCE, SOURCE, Part("m.py", "third"))
     with pytest.raises(NotFound, match="m.py, line 1"):
@@ -220,7 +291,6 @@ def test_what_cannot_be_found_is_said():
 
 # --- What students' code may do ---
 
-SCORE = ITEMS["verifier.py:score"]
 HOSTILE = {
     "    raise RuntimeError('no')": "RuntimeError: no, in `raise RuntimeError('no')`",
     "    import sys; sys.exit(0)": "SystemExit: 0",
@@ -232,27 +302,22 @@ HOSTILE = {
     "    print('x' * 10**6); return [1.0]": "[1.0]", "    return '1.0'": "'1.0'",
     "    import os\n    if not os.fork():\n        os.setsid(); import time; time.sleep(30)":
         "None",
+    "    class Odd(Exception):\n        __str__ = None\n    raise Odd": "Odd",
     "    raise ValueError('\\ud800\\x1b[2J')": "ValueError"}
-
-
-def with_score(body):
-    source = clean("verifier.py")
-    _, first, end = SCORE.part.lines(source)
-    return with_lines(source, first, end, body)
 
 
 @pytest.fixture
 def upload(tmp_path):
-    """A folder with verifier.py, its score() with this body."""
+    """A folder with verifier.py, its score_answer() with this body."""
     def write(body):
-        (tmp_path / "verifier.py").write_text(with_score(body))
+        (tmp_path / "verifier.py").write_text(with_body(SCORE, body))
         return tmp_path
     return write
 
 
-def test_whatever_a_function_does_the_next_is_graded():
+def test_sandbox_grades_the_next_function_whatever_one_does():
     checks, right = SCORE.checks(0), clean("verifier.py")
-    sources = [source for body in HOSTILE for source in (with_score(body), right)]
+    sources = [source for body in HOSTILE for source in (with_body(SCORE, body), right)]
     found = sandbox.run([{"part": SCORE.part, "source": source, "calls": grading.calls_of(checks)}
                          for source in sources], seconds=2)
     for says, theirs, ours in zip(HOSTILE.values(), found[::2], found[1::2]):
@@ -261,29 +326,25 @@ def test_whatever_a_function_does_the_next_is_graded():
         assert not any(grading.wrong(check, outcome) for check, outcome in zip(checks, ours))
 
 
-def test_what_ends_the_process_of_all_costs_its_own_points():
+def test_sandbox_survives_the_end_of_its_parent():
     checks = SCORE.checks(0)[:1]
     body = "    import os, time; os.kill(os.getppid(), 15); time.sleep(9)"
     [[theirs], [ours]] = sandbox.run([
         {"part": SCORE.part, "source": source, "calls": grading.calls_of(checks)}
-        for source in [with_score(body), clean("verifier.py")]])
+        for source in [with_body(SCORE, body), clean("verifier.py")]])
     assert theirs["error"] == "it ends the process that it is called from"
     assert ours["value"] == 1.0
 
 
-def test_results_are_what_gradescope_takes(upload, tmp_path):
-    upload("    import sys; sys.exit(0)")
-    course.main(["grade", "rule", str(tmp_path), f"--json={tmp_path / 'results.json'}"])
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert {test["name"]: test["score"] for test in found["tests"]} == {
-        "find_answer": 7, "extract_answer": 5, "same_answer": 5, "score": 0}
-    assert found["score"] == 17 and set(found) == {"score", "output", "tests"}
-    for test in found["tests"]:
-        assert set(test) == {"name", "score", "max_score", "output", "status"}
-        assert test["status"] == ("passed" if test["score"] == test["max_score"] else "failed")
+def test_sandbox_never_gets_what_is_expected(monkeypatch):
+    given = []
+    monkeypatch.setattr(sandbox, "run", lambda jobs: given.extend(jobs) or [
+        [{"error": "x"}] * len(job["calls"]) for job in jobs])
+    grading.grade_assignment("credit", HOME, 0)
+    assert given and all(set(call) == {"probe", "args"} for job in given for call in job["calls"])
 
 
-def test_a_file_that_cannot_be_read_or_is_missing(tmp_path):
+def test_grade_names_a_broken_or_missing_file(tmp_path):
     (tmp_path / "reft_ppo.py").write_text("def compute_gae(:\n")
     found = grading.grade_assignment("credit", tmp_path, 0)
     assert all(points == 0 and "reft_ppo.py, line 1" in text for _, points, _, text in found)
@@ -292,53 +353,47 @@ def test_a_file_that_cannot_be_read_or_is_missing(tmp_path):
     assert all("there is no reft_ppo.py" in text for *_, text in found)
 
 
-def test_checking_twice_gives_the_same_and_a_seed_other_numbers():
-    source = with_score("    return partial")
-    first, second = (grading.report(SCORE, SCORE.checks(0), outcomes(SCORE, source, SCORE.checks(0)),
-                                    {}) for _ in range(2))
+def test_report_is_the_same_twice():
+    source = with_body(SCORE, "    return partial")
+    first, second = (graded(SCORE, source, SCORE.checks(0)) for _ in range(2))
     assert first == second and 0 < first[0] < 1
-    assert all(item.checks(0) != item.checks(1) for item in ITEMS.values() if item.points)
 
 
-def test_only_names_one_function(upload, capsys):
+def test_grade_only_grades_one_function(upload, capsys):
     folder = upload("    return 1.0")
     course.main(["grade", "rule", str(folder), "--only=same_answer"])
     assert capsys.readouterr().out.splitlines()[0].startswith("same_answer               5.0 of 5")
     with pytest.raises(SystemExit):
         course.main(["grade", "rule", str(folder), "--only=read"])
-    assert "rule has find_answer, extract_answer, same_answer, score" in capsys.readouterr().err
+    assert "rule has find_answer, extract_answer, same_answer, score_answer" in (
+        capsys.readouterr().err)
 
 
 # --- Diagnoses ---
 
 
-def test_a_failure_says_input_yours_expected_and_the_mistake_by_name():
+def test_report_says_input_yours_expected_and_the_mistake():
     item = ITEMS["reft_ppo.py:compute_gae"]
-    checks, source = item.checks(0), catalog.mistakes()["v-past-the-end"].planted()
-    share, text = grading.report(item, checks, outcomes(item, source, checks), {
-        title: outcomes(item, known, checks)
-        for title, known in grading.known_sources(item, None).items()})
+    share, text = graded(item, catalog.mistakes()["v-past-the-end"].planted(), item.checks(0))
     assert share == 0
     for line in ["- gamma and lambda 1", "    input     {'rewards': [[", "    yours     [[[",
                  "    expected  [[[", "    first at  ["]:
         assert line in text
-    assert "That is what comes of it if V past the end is the last V, not 0." in text
-    assert text.count("That is") == 4 and "Read: GAE, equation 16" in text
+    assert "This is the result if V past the end is the last V, not 0." in text
+    assert text.count("This is") == 4 and "Read: GAE, equation 16" in text
 
 
 @pytest.mark.parametrize("name", catalog.mistakes())
-def test_each_mistake_is_named(name):
-    """In the report of each check that it fails, unless it raises there."""
+def test_report_names_each_mistake(name):
+    """In each check that it fails, unless it raises there."""
     mistake = catalog.mistakes()[name]
     item = ITEMS[mistake.at]
     checks = item.checks(3)
-    found = outcomes(item, mistake.planted(), checks)
-    share, text = grading.report(item, checks, found, {
-        title: outcomes(item, source, checks)
-        for title, source in grading.known_sources(item, None).items()})
-    failed = [outcome for check, outcome in zip(checks, found) if grading.wrong(check, outcome)]
+    share, text = graded(item, mistake.planted(), checks)
+    failed = [outcome for check, outcome in zip(checks, outcomes(item, mistake.planted(), checks))
+              if grading.wrong(check, outcome)]
     assert share < 1 and failed
-    assert text.count(f"of it if {mistake.title}.") == sum("value" in x for x in failed)
+    assert text.count(f"the result if {mistake.title}.") == sum("value" in x for x in failed)
 
 
 @pytest.mark.parametrize("found, expected, far", [
@@ -346,22 +401,14 @@ def test_each_mistake_is_named(name):
     (True, 1.0, None), (1.0, True, None), (None, 0.0, None), (float("nan"), 0.0, None),
     ("a", "a", 0), ("a", "b", None), ({"x": 1}, {"x": 3}, 2), ({"x": 1}, {"y": 1}, None),
     (False, False, 0), (0, False, None)])
-def test_distance(found, expected, far):
+def test_distance_by_hand(found, expected, far):
     assert grading.distance(found, expected) == (float("inf") if far is None else far)
-
-
-def test_the_child_never_gets_what_is_expected(monkeypatch, tmp_path):
-    given = []
-    monkeypatch.setattr(sandbox, "run", lambda jobs: given.extend(jobs) or [
-        [{"error": "x"}] * len(job["calls"]) for job in jobs])
-    grading.grade_assignment("credit", HOME, 0)
-    assert given and all(set(call) == {"probe", "args"} for job in given for call in job["calls"])
 
 
 # --- Bugs ---
 
 
-def test_there_are_twenty_bugs_with_curves_that_show_them():
+def test_curves_show_each_of_the_twenty_bugs():
     curves = json.loads(bugs.CURVES.read_text())
     assert len(catalog.twenty()) == 20
     for mistake in catalog.twenty().values():
@@ -373,36 +420,41 @@ def test_there_are_twenty_bugs_with_curves_that_show_them():
             assert not any(bugs.shows(symptom, healthy, healthy, step) for step in steps)
 
 
-def test_a_bug_is_graded_by_its_file_and_its_answer(tmp_path):
+def test_each_bug_is_run_by_flags_that_exist():
+    """So that `record` can run them again."""
+    from plumbing.cli import parse
+    for mistake in catalog.twenty().values():
+        script, *flags = mistake.run.split()
+        config = __import__(script.removesuffix(".py")).Config
+        parse(config, [*flags, *bugs.SHORT[script], "--out=out/run"], "")
+
+
+def test_grade_bug_reads_the_file_and_the_answer(tmp_path):
     course.main(["make", "bugs", f"--to={tmp_path / 'b'}", "--seed=4"])
     order = bugs.order(4)
     folder, mistake = next((f, m) for f, m in order.items() if m.name == "kl-sign")
-    path = tmp_path / "b" / folder
+    path, curves = tmp_path / "b" / folder, json.loads(bugs.CURVES.read_text())
     assert sorted(p.name for p in path.iterdir()) == [
         "answer.toml", "broken.jsonl", "healthy.jsonl", "reft_ppo.py", "run.txt"]
-
-    def points():
-        [(_, points, most, text)] = bugs.grade_all(tmp_path / "b", 4, folder)
-        assert most == 5 and mistake.title not in text
-        return points
     (path / "reft_ppo.py").write_text(clean("reft_ppo.py"))
     rows = [json.loads(line) for line in (path / "broken.jsonl").read_text().splitlines()]
     (path / "answer.toml").write_text(
         f'function = "token_rewards"\ncause = "kl-sign"\nmetric = "kl"\nstep = {rows[-1]["step"]}\n')
-    assert points() == 5
-    graded = [bugs.grade_bug(path, folder, mistake, json.loads(bugs.CURVES.read_text()), share, "")
+    [(_, points, most, text)] = bugs.grade_all(tmp_path / "b", 4, folder)
+    assert points == most == 5 and mistake.title not in text
+    graded = [bugs.grade_bug(path, folder, mistake, curves, share, "")
               for share in [0.5, 1.0] for answer in [
                   'function = "whiten"\ncause = "kl-sign"\nmetric = "lr"', "no toml"]
               if (path / "answer.toml").write_text(answer)]
     assert [points for _, points, _, _ in graded] == [1, 0, 3, 2]
     assert "function: not right\ncause: right\nmetric and step: not right" in graded[0][3]
     (path / "answer.toml").write_text(bugs.ANSWER)
-    *_, text = bugs.grade_bug(path, folder, mistake, json.loads(bugs.CURVES.read_text()), 0.5, "")
+    *_, text = bugs.grade_bug(path, folder, mistake, curves, 0.5, "")
     assert text.count("not answered yet") == 3
 
 
-def test_a_broken_file_tells_nothing_of_its_bug(tmp_path):
-    """It differs from the repository's in the changed lines alone; its folder has no name."""
+def test_make_bugs_does_not_name_the_bug(tmp_path):
+    """A broken file differs from the repository's in the changed lines alone."""
     bugs.make(tmp_path, 0)
     for folder, mistake in bugs.order(0).items():
         part = ITEMS[mistake.at].part
@@ -415,15 +467,28 @@ def test_a_broken_file_tells_nothing_of_its_bug(tmp_path):
 # --- Gradescope ---
 
 
-def test_pack_holds_the_grader_and_grades_what_is_handed_in(tmp_path):
-    """Its files are unpacked as Gradescope does it, and its own command run."""
+def test_results_are_what_gradescope_takes(upload, tmp_path):
+    upload("    import sys; sys.exit(0)")
+    course.main(["grade", "rule", str(tmp_path), f"--json={tmp_path / 'results.json'}"])
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {test["name"]: test["score"] for test in found["tests"]} == {
+        "find_answer": 7, "extract_answer": 5, "same_answer": 5, "score_answer": 0}
+    assert found["score"] == 17 and set(found) == {"score", "output", "tests"}
+    for test in found["tests"]:
+        assert set(test) == {"name", "score", "max_score", "output", "status"}
+        assert test["status"] == ("passed" if test["score"] == test["max_score"] else "failed")
+
+
+def test_pack_grades_as_gradescope_would(tmp_path):
+    """Its files are unpacked where Gradescope puts them, and its own command is run."""
     course.main(["pack", "rule", f"--to={tmp_path / 'a.zip'}", "--seed=77"])
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         archive.extractall(tmp_path / "source")
         assert archive.getinfo("run_autograder").external_attr >> 16 == 0o755
+        assert not [name for name in archive.namelist() if "test" in name and "/data/" not in name]
     assert (tmp_path / "source" / "setup.sh").read_text().startswith("#!/usr/bin/env bash")
     (tmp_path / "submission").mkdir()
-    (tmp_path / "submission" / "verifier.py").write_text(with_score("    return 0.5"))
+    (tmp_path / "submission" / "verifier.py").write_text(with_body(SCORE, "    return 0.5"))
     (tmp_path / "results").mkdir()
     text = (tmp_path / "source" / "run_autograder").read_text().replace(
         "/autograder/venv/bin/python", sys.executable).replace("/autograder", str(tmp_path))
@@ -435,56 +500,17 @@ def test_pack_holds_the_grader_and_grades_what_is_handed_in(tmp_path):
     assert json.loads((tmp_path / "results" / "results.json").read_text())["score"] == 0
 
 
-CAUGHT_BY = {  # the project's own tests: {bug: one that it turns red}
-    "eos-outside-the-mask": "packing.py::test_predict_packed_is_each_sequence_by_itself",
-    "second-bos": "sft.py::test_encode_ends_in_one_eos_and_meets_at_the_seam",
-    "labels-unshifted": "sft.py::test_sft_loss_is_the_mean_over_response_tokens_eos_included",
-    "prompt-in-the-loss": "sft.py::test_sft_loss_is_the_mean_over_response_tokens_eos_included",
-    "mean-for-a-sum": "dpo.py::test_dpo_gradient_is_the_papers",
-    "score-on-every-token": "reft_ppo.py::test_token_rewards_score_on_last_token_and_kl_on_all",
-    "kl-sign": "reft_ppo.py::test_token_rewards_score_on_last_token_and_kl_on_all",
-    "v-past-the-end": "reft_ppo.py::test_compute_gae_three_tokens_by_hand",
-    "whitened-before-returns": "reft_ppo.py::test_compute_gae_three_tokens_by_hand",
-    "means-over-padding": "reft_ppo.py::test_formulas_ignore_even_nan_outside_the_mask",
-    "no-minimum": "reft_ppo.py::test_policy_loss_clipping_stops_the_gradient_where_it_should",
-    "old-logprobs-recomputed":
-        "reft_ppo.py::test_main_holds_every_epoch_to_the_policy_that_sampled",
-    "reference-not-copied": "reft_ppo.py::test_main_measures_the_frontiers_reward_and_kl",
-    "dropout-on":
-        "reft_ppo.py::test_main_first_update_has_ratio_one_and_the_formulas_get_their_flags",
-    "temperature": "reft_ppo.py::test_main_measures_the_frontiers_reward_and_kl",
-    "no-reference-terms": "dpo.py::test_dpo_loss_is_log_2_where_the_policy_is_its_reference",
-    "beta-outside": "dpo.py::test_dpo_loss_is_log_2_where_the_policy_is_its_reference",
-    "sides-swapped": "pairs.py::test_make_pairs_by_hand",
-    "off-by-one-accepted": "verifier.py::test_is_correct_compares_numbers",
-    "partial-counts-as-right":
-        "verifier.py::test_task_grade_is_the_answer_whether_it_is_right_and_the_score"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def planted(tmp_path_factory):
-    """Begun before this file's other tests, beside which it runs."""
-    jobs = tmp_path_factory.mktemp("planted") / "jobs.json"
-    jobs.write_text(json.dumps([
-        {"file": ITEMS[mistake.at].part.file, "source": mistake.planted(),
-         "tests": [f"tests/test_{CAUGHT_BY[name]}"]} for name, mistake in TWENTY.items()]))
-    with subprocess.Popen([sys.executable, "tests/planted.py", str(jobs)], cwd=HOME, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        yield process
-        process.kill()
-
-
 # --- The notebook ---
 
 
-def test_the_notebook_is_what_its_script_makes():
+def test_notebook_is_the_one_in_docs():
     made = notebook.notebook()
     assert (HOME / "docs" / "first_hour.ipynb").read_text() == made
     code = [cell["source"] for cell in json.loads(made)["cells"] if cell["cell_type"] == "code"]
     assert len(code) == 8 and all(compile("".join(lines), "cell", "exec") for lines in code)
 
 
-def test_the_notebook_runs(tmp_path):
+def test_notebook_runs(tmp_path):
     """With fewer steps."""
     nbclient = pytest.importorskip("nbclient", reason="pip install nbclient ipykernel")
     nbformat = pytest.importorskip("nbformat")
@@ -499,12 +525,16 @@ def test_the_notebook_runs(tmp_path):
     assert any("| token " in text for text in printed)
 
 
+# --- Bad input ---
+
+
 @pytest.mark.parametrize("argv, says", [
     (["grade", "poems", "x"], "choose an assignment from likelihood, credit, ppo"),
     (["make", "ppo"], "say where, by --to"), (["grade", "ppo"], "name the folder"),
     (["grade", "ppo", "nowhere"], "is not a folder"),
+    (["make", "ppo", "--to=x", "--seed=-1"], "a whole number at least 0"),
     (["make", "ppo", "--to=x", "--variant=k3"], "is of credit")])
-def test_bad_input_is_one_sentence(argv, says, capsys):
+def test_main_ends_bad_input_in_one_sentence(argv, says, capsys):
     with pytest.raises(SystemExit) as exit:
         course.main(argv)
     assert exit.value.code == 2
@@ -512,7 +542,7 @@ def test_bad_input_is_one_sentence(argv, says, capsys):
     assert says in error and error.count("\n") == 1
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+def test_main_ends_a_failed_write_in_one_sentence(tmp_path, capsys):
     """The points have been printed by then."""
     (tmp_path / "file").write_text("")
     for argv in [["make", "ppo", f"--to={tmp_path}/file/folder"],
@@ -524,10 +554,3 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
         printed = capsys.readouterr()
         assert "cannot write there" in printed.err and printed.err.count("\n") == 1
     assert "0 of" in printed.out
-
-
-def test_the_projects_own_tests_catch_each_of_the_twenty(planted):
-    assert set(CAUGHT_BY) == set(TWENTY)
-    printed, _ = planted.communicate()
-    for name, found in zip(TWENTY, json.loads(printed.splitlines()[-1]), strict=True):
-        assert found["code"] == 1 and found["red"], name
