@@ -19,7 +19,8 @@ def main(argv=None):
                         help=", ".join(assignments()))
     parser.add_argument("folder", nargs="?", help="of grade: what was handed in")
     parser.add_argument("--to", type=not_empty, help="of make: a new folder; of pack: the .zip")
-    parser.add_argument("--only", type=not_empty, metavar="FUNCTION", help="of grade: this one alone")
+    parser.add_argument("--only", type=not_empty, metavar="FUNCTION",
+                        help="of grade: this one alone")
     parser.add_argument("--seed", type=functools.partial(number, int, at_least=0), default=0,
                         help="draws the shapes and numbers of the checks, and the order of the "
                         "bugs; one that nobody knows makes hidden tests")

@@ -52,8 +52,9 @@ def assignments():
 
 
 def to_item(entry):
-    return Item(Part(*entry["at"].split(":"), entry.get("stage", ""), entry.get("until", "")), entry["oracle"],
-                entry.get("points", 0), entry.get("reading", ""), entry.get("told", "").strip())
+    part = Part(*entry["at"].split(":"), entry.get("stage", ""), entry.get("until", ""))
+    return Item(part, entry["oracle"], entry.get("points", 0), entry.get("reading", ""),
+                entry.get("told", "").strip())
 
 
 @functools.cache

@@ -157,8 +157,9 @@ def printable(text):
 def grade_assignment(name, folder, seed, only=None, variant=None):
     """[(name, points, of how many, text)] of the assignment's functions."""
     items = items_of(name, only)
-    return [(item.part.title, item.points * share, item.points, text) for item, (share, text) in zip(
-        items, grade([(item, folder) for item in items], seed, variant))]
+    reports = grade([(item, folder) for item in items], seed, variant)
+    return [(item.part.title, item.points * share, item.points, text)
+            for item, (share, text) in zip(items, reports)]
 
 
 def as_gradescope(graded):

@@ -17,7 +17,7 @@ def files():
     """What a tree has, from the repository's home."""
     found = [path for pattern in CODE for path in HOME.glob(pattern)]
     return [path.relative_to(HOME) for path in sorted(found)
-            if path.is_file() and "__pycache__" not in path.parts]
+            if path.is_file() and "__pycache__" not in path.parts and path.name != "conftest.py"]
 
 
 def copy_files(to, files):
@@ -70,9 +70,10 @@ def handout(name, variant=None):
     rows = [[item.part.title, item.part.file, str(item.points), item.reading] for item in items]
     lines = [*opening(name), "## To write", "",
              table(["function", "file", "points", "reading"], rows), "",
-             "Signatures and docstrings are the specification: shapes, units, errors. Each function "
-             "is graded alone, beside the\nrepository's own in the place of the others, so a mistake "
-             "in one costs nothing in another. Helpers of your own are welcome,\nin the same file.",
+             "Signatures and docstrings are the specification: shapes, units, errors. Each "
+             "function is graded alone, beside the\nrepository's own in the place of the others, so "
+             "a mistake in one costs nothing in another. Helpers of your own are welcome,\nin the "
+             "same file.",
              ""]
     for item in items:
         source = variant_source(clean(item.part.file), item.part.file, variant)

@@ -74,7 +74,7 @@ def loaded(file, source):
     try:
         exec(compile(source, file, "exec"), module.__dict__)
         lines = source.splitlines(keepends=True)
-        linecache.cache[file] = len(source), None, lines, file  # for tracebacks: not what is on disk
+        linecache.cache[file] = len(source), None, lines, file  # what tracebacks show
     finally:
         sys.modules[name] = usual
     return module

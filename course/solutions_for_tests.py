@@ -5,7 +5,8 @@ SOLUTIONS = {
     "lm.py:pad": ['''
 def pad(examples, device):
     left, right = max(len(p) for p, _ in examples), max(len(r) for _, r in examples)
-    ids = torch.tensor([[7] * (left - len(p)) + p + r + [7] * (right - len(r)) for p, r in examples])
+    ids = torch.tensor([[7] * (left - len(p)) + p + r + [7] * (right - len(r))
+                        for p, r in examples])
     seen = torch.tensor([[0] * (left - len(p)) + [1] * len(p + r) + [0] * (right - len(r))
                          for p, r in examples])
     mask = torch.tensor([[False] * left + [True] * len(r) + [False] * (right - len(r))
@@ -22,7 +23,8 @@ def pad(examples, device):
     ends = torch.tensor([[prompts.shape[1] + len(r)] for _, r in examples])
     seen = (columns >= starts) & (columns < ends)
     mask = seen & (columns >= prompts.shape[1])
-    return torch.cat([prompts, responses], 1).to(device), seen.long().to(device), mask[:, 1:].to(device)
+    ids = torch.cat([prompts, responses], 1)
+    return ids.to(device), seen.long().to(device), mask[:, 1:].to(device)
 '''],
     "lm.py:encode_responses": ['''
 def encode_responses(tokenizer, responses):
@@ -307,7 +309,8 @@ def ipo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_r
 ''', '''
 def ipo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps,
              beta):
-    chosen, rejected = policy_chosen_logps - ref_chosen_logps, policy_rejected_logps - ref_rejected_logps
+    chosen = policy_chosen_logps - ref_chosen_logps
+    rejected = policy_rejected_logps - ref_rejected_logps
     return F.mse_loss(chosen - rejected, torch.full_like(chosen, 1 / (2 * beta)), reduction="none")
 '''],
     "plumbing/data.py:make_pairs": ['''
@@ -382,7 +385,8 @@ def group_advantages(scores, kind):
     if kind == "dr-grpo":
         return centred
     if kind == "grpo":
-        return torch.nan_to_num(centred / centred.square().sum(1, keepdim=True).div(count - 1).sqrt())
+        variance = centred.square().sum(1, keepdim=True) / (count - 1)
+        return torch.nan_to_num(centred / variance.sqrt())
     raise ValueError(kind)
 '''],
     "grpo.py:k3": ['''

@@ -124,7 +124,8 @@ def pad(module, function, args):
         "the tokens under the mask": [row[1:][seen].tolist() for row, seen in zip(ids, mask)],
         "the column of each prompt's last token": [
             int(seen.nonzero()[0]) if seen.any() else None for seen in mask],
-        "types": [str(x.dtype) for x in (ids, mask)], "shapes": [list(x.shape) for x in (ids, mask)]}
+        "types": [str(x.dtype) for x in (ids, mask)],
+        "shapes": [list(x.shape) for x in (ids, mask)]}
 
 
 def read_answer(module, function, args):
@@ -144,7 +145,8 @@ def sorted_pairs(module, function, args):
 def grade(module, function, args):
     """Task.grade, as [(correct, score)]."""
     task = module.Task(cot="nl", choices=args["choices"])
-    return [[g.correct, g.score] for g in task.grade(args["responses"], {"answer": args["answers"]})]
+    grades = task.grade(args["responses"], {"answer": args["answers"]})
+    return [[grade.correct, grade.score] for grade in grades]
 
 
 def run_lines(module, lines, names):
@@ -167,7 +169,8 @@ def updates(module, lines, args):
     gradients = []
 
     def record(*_):
-        gradients.append([encoded(policy.lm.tokens.grad), encoded(policy.value_head.weight.grad[0])])
+        gradients.append([encoded(policy.lm.tokens.grad),
+                          encoded(policy.value_head.weight.grad[0])])
     optimizer.register_step_pre_hook(record)
     names = run_lines(module, lines, {
         "policy": policy, "lm": policy.lm, "optimizer": optimizer, "schedule": schedule,

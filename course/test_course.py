@@ -1,5 +1,5 @@
-"""The course's stubs, checks and reports. The checks are held to this: the repository's own code and
-other right solutions pass them, and each known mistake fails them, far beyond the tolerance."""
+"""The course's stubs, checks and reports. The repository's own code and other right solutions pass
+the checks; each known mistake fails them, far beyond the tolerance."""
 
 import ast
 import json
@@ -439,7 +439,8 @@ def test_grade_bug_reads_the_file_and_the_answer(tmp_path):
     (path / "reft_ppo.py").write_text(clean("reft_ppo.py"))
     rows = [json.loads(line) for line in (path / "broken.jsonl").read_text().splitlines()]
     (path / "answer.toml").write_text(
-        f'function = "token_rewards"\ncause = "kl-sign"\nmetric = "kl"\nstep = {rows[-1]["step"]}\n')
+        'function = "token_rewards"\ncause = "kl-sign"\nmetric = "kl"\n'
+        f'step = {rows[-1]["step"]}\n')
     [(_, points, most, text)] = bugs.grade_all(tmp_path / "b", 4, folder)
     assert points == most == 5 and mistake.title not in text
     graded = [bugs.grade_bug(path, folder, mistake, curves, share, "")

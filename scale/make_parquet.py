@@ -7,10 +7,11 @@ verl reads the first four columns: data_source, prompt (a list with one message)
 (ground_truth, the answer) and extra_info (what scale/verl_reward.py needs besides). OpenRLHF reads
 the last two: text, the prompt as it stands, and answer.
 """
+from functools import partial
 from pathlib import Path
 
-from plumbing.cli import Parser, number, text
-from plumbing.task_files import SPLITS
+from plumbing.cli import Parser, not_empty, number
+from plumbing.data import SPLITS
 from verifier import choices_of, format_prompt, load_problems
 
 
@@ -27,13 +28,13 @@ def to_row(problem, source, cot, choices):
 
 def main(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--task", type=text, default="word_problems",
+    parser.add_argument("--task", type=not_empty, default="word_problems",
                         help="as in the other scripts: a name, a file or a folder")
     parser.add_argument("--cot", default="nl", choices=["nl", "program"],
                         help="solutions in words or as programs")
-    parser.add_argument("--limit", type=number(int, 1), default=None,
+    parser.add_argument("--limit", type=partial(number, int, at_least=1), default=None,
                         help="only the first so many problems of each split")
-    parser.add_argument("--out", type=text, default="out/parquet", help="the folder for the files")
+    parser.add_argument("--out", type=not_empty, default="out/parquet", help="the folder for the files")
     args = parser.parse_args(argv)
     import datasets
     datasets.disable_progress_bars()

@@ -197,7 +197,7 @@ def overrides(tmp_path_factory, parquet, model):
 
 
 def test_verl_reft_has_the_values_of_reft_ppo(overrides):
-    args, found = reft_ppo.parse_args([]), dict(line.split("=", 1) for line in overrides)
+    args, found = reft_ppo.Config(), dict(line.split("=", 1) for line in overrides)
     assert len(found) == len(overrides) > 40
     actor = "actor_rollout_ref.actor."
     for key, value in {

@@ -10,11 +10,12 @@ Differs from grpo.py:
 - dev chooses nothing: the last model is the model; measure it with eval.py
 - the learning rate falls linearly, and each batch of samples is used for one update
 """
-import plumbing.threads  # noqa: F401 (before torch)
+import plumbing  # noqa: F401 (before torch)
 
+from functools import partial
 from pathlib import Path
 
-from plumbing.cli import HOME, Parser, number, stop, text
+from plumbing.cli import HOME, Parser, not_empty, number, stop
 from verifier import format_prompt, load_problems, reward_func
 
 
@@ -44,31 +45,31 @@ def train(args):
 
 def main(argv=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--model", type=text, default=str(HOME / "data" / "base_model"),
+    parser.add_argument("--model", type=not_empty, default=str(HOME / "data" / "base_model"),
                         help="a Hugging Face folder or hub name, warmed up already")
-    parser.add_argument("--task", type=text, default="word_problems",
+    parser.add_argument("--task", type=not_empty, default="word_problems",
                         help="as in the other scripts: a name, a file or a folder")
     parser.add_argument("--cot", default="nl", choices=["nl", "program"],
                         help="solutions in words or as programs")
-    parser.add_argument("--limit", type=number(int, 1), default=None,
+    parser.add_argument("--limit", type=partial(number, int, at_least=1), default=None,
                         help="train on only the first so many problems")
-    parser.add_argument("--steps", type=number(int, 1), default=50, help="updates")
-    parser.add_argument("--batch-size", type=number(int, 2), default=64,
+    parser.add_argument("--steps", type=partial(number, int, at_least=1), default=50, help="updates")
+    parser.add_argument("--batch-size", type=partial(number, int, at_least=2), default=64,
                         help="responses an update, on each device")
-    parser.add_argument("--samples-per-question", type=number(int, 2), default=4,
+    parser.add_argument("--samples-per-question", type=partial(number, int, at_least=2), default=4,
                         help="the size of a group; it divides the batch")
-    parser.add_argument("--max-new-tokens", type=number(int, 1), default=100,
+    parser.add_argument("--max-new-tokens", type=partial(number, int, at_least=1), default=100,
                         help="the longest response")
-    parser.add_argument("--lr", type=number(float, above=0), default=5e-4, help="learning rate")
-    parser.add_argument("--kl-coef", type=number(float, 0), default=0.04,
+    parser.add_argument("--lr", type=partial(number, float, above=0), default=5e-4, help="learning rate")
+    parser.add_argument("--kl-coef", type=partial(number, float, at_least=0), default=0.04,
                         help="weight of the KL to the first model, in the loss; with 0 no copy of "
                         "it is kept")
     parser.add_argument("--gradient-checkpointing", action="store_true",
                         help="less memory for a third more time")
-    parser.add_argument("--seed", type=number(int, 0, 2**32), default=0)
+    parser.add_argument("--seed", type=partial(number, int, at_least=0, at_most=2**32), default=0)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu"],
                         help="auto takes the GPUs there are")
-    parser.add_argument("--out", type=text, default="out/trl_grpo", help="the folder this writes")
+    parser.add_argument("--out", type=not_empty, default="out/trl_grpo", help="the folder this writes")
     args = parser.parse_args(argv)
     if args.batch_size % args.samples_per_question:
         parser.error(f"--batch-size {args.batch_size} is no multiple of --samples-per-question "

@@ -43,11 +43,11 @@ class Finished:
 
 
 def save_tiny_task(folder):
-    """20 questions to train on, 6 for dev and test each: "4" is to be answered "The answer is 4."
+    """20 questions to train on, 6 for dev and test each: "e" is to be answered "The answer is 4."
     Some have more words, so their prompts are longer."""
     for split, size in [("train", 20), ("dev", 6), ("test", 6)]:
         write_lines(folder / f"{split}.jsonl", [
-            {"question": f"{split} {'really ' * (i % 3)}{i % 5}", "cot": f"The answer is {i % 5}.",
+            {"question": f"{split} {'really ' * (i % 3)}{'abcde'[i % 5]}", "cot": f"The answer is {i % 5}.",
              "answer": str(i % 5)} for i in range(size)])
     return str(folder)
 
@@ -55,7 +55,7 @@ def save_tiny_task(folder):
 def save_tiny_model(folder, kind="gpt2"):
     """A random model of 13 tokens; five of them state an answer, so it is right now and then. A
     gpt2 has dropout while it trains."""
-    words = [f"The answer is {n}." for n in range(5)] + [str(n) for n in range(5)]
+    words = [f"The answer is {n}." for n in range(5)] + list("abcde")
     vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(  # what does not match is left out

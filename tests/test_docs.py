@@ -1,11 +1,12 @@
 """What the pages name has to exist: functions, files, headings, flags."""
+import dataclasses
 import importlib
 import re
 
 import pytest
 
 from experiments import chinese, harness
-from plumbing.cli import HOME
+from plumbing.cli import HOME, as_flag
 
 MODULES = {path.stem: path.stem for path in HOME.glob("*.py")} | {
     path.stem: f"plumbing.{path.stem}" for path in (HOME / "plumbing").glob("*.py")}
@@ -53,6 +54,9 @@ def test_every_flag_named_exists(page):
     files = [path for path in [*HOME.glob("*.py"), *HOME.glob("*/*.py")]
              if not path.name.startswith("test_")]
     flags = {flag for path in files for flag in re.findall(r'"(--[a-z][a-z-]*)"', path.read_text())}
+    for script in ["sft", "reft_ppo", "grpo", "dpo", "self_training", "reward_model", "eval"]:
+        fields = dataclasses.fields(importlib.import_module(script).Config)
+        flags |= {as_flag(field.name) for field in fields}
     flags |= {"--help", "--kl"}  # argparse's own; an example of one that does not exist
     for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", page.read_text()):
         assert flag in flags, flag

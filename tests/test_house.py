@@ -8,11 +8,11 @@ import pytest
 
 from plumbing.cli import HOME
 
-FLOORS = [["plumbing"], ["verifier"], ["graders"], ["eval"], ["sft"],
-          ["self_training", "reft_ppo", "grpo", "dpo", "reward_model"],
-          ["experiments", "course", "scale", "explain"], ["tests"]]
+FLOORS = [["plumbing"], ["lm", "verifier"], ["graders", "eval"], ["sft"],
+          ["self_training", "reft_ppo", "grpo", "dpo", "reward_model"], ["explain"],
+          ["experiments", "course", "scale", "benchmarks"], ["tests"]]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-ALGORITHMS = ["sft", *FLOORS[5]]
+ALGORITHMS = ["sft", *FLOORS[4]]
 SCRIPTS = sorted(path for name in ["eval", *ALGORITHMS] if (path := HOME / f"{name}.py").exists())
 PLUMBING = sorted((HOME / "plumbing").glob("*.py"))
 
@@ -31,20 +31,14 @@ def test_a_file_imports_nothing_from_above_and_no_other_algorithm(path):
     own = "plumbing" if path.parent != HOME else path.stem
     for name in imported(path):
         assert FLOOR.get(name, 0) <= FLOOR[own], name
-        assert name == own or FLOOR.get(name, 0) != FLOOR[own] or own == "plumbing", name
+        if own in FLOORS[4]:
+            assert name == own or name not in FLOORS[4], name
 
 
 def test_there_are_files_to_look_at():
-    assert len(PLUMBING) > 10
+    assert len(PLUMBING) > 8
     assert {path.stem for path in SCRIPTS} >= {"eval", "sft", "reft_ppo", "dpo"}
     assert "verifier" in imported(HOME / "eval.py") and "sft" in imported(HOME / "dpo.py")
-
-
-@pytest.mark.parametrize("path", PLUMBING, ids=lambda path: path.name)
-def test_a_file_in_plumbing_has_at_most_250_lines(path):
-    """Programs' interpreter is one thing, which would not get clearer in two files."""
-    limit = 450 if path.name == "programs.py" else 250
-    assert len(path.read_text().splitlines()) <= limit
 
 
 @pytest.mark.parametrize("path", [path for path in SCRIPTS if path.stem != "eval"],
@@ -55,17 +49,17 @@ def test_train_fits_on_a_page(path):
     [train] = [node for node in ast.parse(text).body
                if isinstance(node, ast.FunctionDef) and node.name == "train"]
     lines = [line.strip() for line in text.splitlines()[train.lineno - 1:train.end_lineno]]
-    assert len([line for line in lines if line and not line.startswith("#")]) <= (
-        45 if path.stem == "sft" else 70)
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 75
+    assert "optimizer.step()" in ast.unparse(train) and ".backward()" in ast.unparse(train)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_imports_the_threads_before_torch(path):
+def test_a_script_imports_plumbing_before_torch(path):
     """Whatever it imports, directly or by another file: torch's threads read it once."""
     first = next(node for node in ast.parse(path.read_text()).body
                  if isinstance(node, ast.Import | ast.ImportFrom))
-    assert isinstance(first, ast.Import) and first.names[0].name == "plumbing.threads"
-    assert "torch" not in imported(HOME / "plumbing" / "threads.py")
+    assert isinstance(first, ast.Import) and first.names[0].name == "plumbing"
+    assert "torch" not in imported(HOME / "plumbing" / "__init__.py")
 
 
 def python(code, **environment):
@@ -83,10 +77,10 @@ def python(code, **environment):
     ({"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "7"}, ["7", "active"])])
 def test_threads_spin_shortly_unless_the_user_says_how(set_before, found):
     show = "import os; print(*map(os.environ.get, ['GOMP_SPINCOUNT', 'OMP_WAIT_POLICY']))"
-    assert python(f"import plumbing.threads; {show}", **set_before) == found
+    assert python(f"import plumbing; {show}", **set_before) == found
 
 
-@pytest.mark.parametrize("module", ["plumbing.figures", "eval", "reft_ppo"])
+@pytest.mark.parametrize("module", ["plumbing.report", "eval", "reft_ppo"])
 def test_importing_does_not_import_matplotlib(module):
     """Half a second and more, which no run but the one that draws should wait for."""
     assert python(f"import sys, {module}; print('matplotlib' in sys.modules)") == ["False"]

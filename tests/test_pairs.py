@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from plumbing.pairs import encode_pairs, hold_out, load_pairs, make_pairs, split_conversation
+from plumbing.data import hold_out, load_pairs, make_pairs, split_conversation
 from tests.tiny import byte_tokenizer
 
 
@@ -34,32 +34,6 @@ def test_make_pairs_takes_no_more_than_most_and_no_pair_twice():
         pairs, _ = make_pairs(responses, 10, most)
         assert len(pairs) == len({(p["chosen"], p["rejected"]) for p in pairs}) == min(most, 25)
         assert all("right" in p["chosen"] and "wrong" in p["rejected"] for p in pairs)
-
-
-def test_encode_pairs_meets_at_the_seam_and_ends_in_one_eos():
-    tokenizer, eos = byte_tokenizer(), 1
-    pairs = [{"prompt": "Q?\n", "chosen": "yes", "rejected": "no<eos>, or<eos>"}]
-    [pair] = encode_pairs(tokenizer, pairs, 100)
-    assert tokenizer.decode(pair["prompt"] + pair["chosen"]) == "Q?\nyes<eos>"
-    assert tokenizer.decode(pair["rejected"]) == "no<eos>"
-    assert pair["chosen"].count(eos) == pair["rejected"].count(eos) == 1
-    assert pair["prompt"] == tokenizer("Q?\n")["input_ids"]
-
-
-def test_encode_pairs_begins_a_prompt_and_no_response_with_bos():
-    tokenizer = byte_tokenizer(bos="<bos>")
-    [pair] = encode_pairs(tokenizer, [{"prompt": "Q", "chosen": "a", "rejected": "b"}], 9)
-    assert pair["prompt"][0] == 258 and len(pair["prompt"]) == 2
-    assert 258 not in pair["chosen"] + pair["rejected"] and len(pair["chosen"]) == 2
-
-
-def test_encode_pairs_leaves_out_long_pairs_and_equal_sides():
-    pairs = [{"prompt": "12345", "chosen": "1234", "rejected": "12"},  # 5 + 4 + EOS = 10 tokens
-             {"prompt": "12345", "chosen": "12", "rejected": "12345"},
-             {"prompt": "1", "chosen": "same", "rejected": "same"}]
-    assert len(encode_pairs(byte_tokenizer(), pairs, 10)) == 1
-    assert len(encode_pairs(byte_tokenizer(), pairs, 11)) == 2
-    assert not encode_pairs(byte_tokenizer(), pairs, 9)
 
 
 def test_split_conversation():

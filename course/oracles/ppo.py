@@ -53,9 +53,11 @@ def squares(value, old, target):
 
 
 def off_tie(rng, value, old, target):
-    """A target at which the two squares are not about equal, where neither has a slope of its own."""
+    """A target at which the two squares differ: where they are equal, the larger one is not clear.
+    """
     clipped = old + min(max(value - old, -EPS), EPS)
-    while abs(clipped - value) > 1e-9 and abs((value - target) ** 2 - (clipped - target) ** 2) < 0.05:
+    while abs(clipped - value) > 1e-9 and abs(
+            (value - target) ** 2 - (clipped - target) ** 2) < 0.05:
         target = two_digits(rng, -2, 2)
     return target
 

@@ -76,7 +76,8 @@ def same_answer(rng, variant):
             ("a decimal within 0.01", f"{a}.009", str(a), True),
             ("a decimal at 0.01", f"{a}.01", str(a), True),
             ("a decimal beyond 0.01", f"{a}.012", str(a), False),
-            ("a decimal against a fraction", "0.33", "1/3", True), ("no answer", None, str(a), False)]:
+            ("a decimal against a fraction", "0.33", "1/3", True),
+            ("no answer", None, str(a), False)]:
         yield Check(name, {"extracted": extracted, "answer": answer}, right)
     for extracted, answer in [("b", "B"), ("b", " b "), ("c", "b"), (None, "b")]:
         yield Check(f"letters: {extracted!r} for {answer!r}", {
