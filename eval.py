@@ -21,7 +21,7 @@ from lm import (check_context_length, encode_prompts, generate,  # noqa: F401 (g
                 generate_by_length, load_model, pad, response_logits, scatter)
 from plumbing.checkpoints import read_json, read_metrics, write_json, write_lines, write_text
 from plumbing.cli import RunConfig, flag, is_grader, is_reward_model, parse, stop, warn
-from plumbing.run import flags_of, is_finished, run_safely
+from plumbing.run import flags_of, is_finished, resolve_model_path, run_safely
 from verifier import Task, choices_of, load_problems
 
 # --- A task, and one model's responses to it ---
@@ -295,6 +295,8 @@ def compare(config):
     out = Path(config.out)
     if not config.runs:
         stop("nothing to evaluate. Name runs or models: python eval.py out/warmup out/reft")
+    for run in config.runs:
+        resolve_model_path(run)  # stops before anything is measured
     for run, other in itertools.combinations(config.runs, 2):
         if Path(run).resolve() == Path(other).resolve():
             stop(f"{run} and {other} are the same run: name it once")

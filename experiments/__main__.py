@@ -1,8 +1,10 @@
 """python -m experiments: see experiments/__init__.py."""
 
+from functools import partial
+
 import experiments
 from experiments import harness
-from plumbing.cli import Parser, stop
+from plumbing.cli import Parser, number, stop
 
 
 def main(argv=None):
@@ -11,7 +13,7 @@ def main(argv=None):
                         help=f"one of {', '.join(harness.NAMES)}; or `check NAME`")
     parser.add_argument("--write", action="store_true",
                         help="fill the tables in README.md and docs/ from experiments/results")
-    parser.add_argument("--seed", type=int, default=0, help="of check")
+    parser.add_argument("--seed", type=partial(number, int, at_least=0), default=0, help="of check")
     args = parser.parse_args(argv)
     checking = args.names[:1] == ["check"]
     names = args.names[checking:]

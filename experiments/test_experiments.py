@@ -1,7 +1,9 @@
 import dataclasses
 import json
+import os
 import re
 import types
+from pathlib import Path
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from experiments import __main__, harness, variants
 from experiments.harness import Job, band, filled, mean_and_spread, rounded
 from plumbing.checkpoints import read_json, write_json, write_lines
 from plumbing.cli import HOME, parse
-from plumbing.run import is_finished
+from plumbing.data import read_rows
+from lm import pad, token_logprobs
 from tests.tiny import tiny_lm
 from verifier import Task
 
@@ -38,34 +41,31 @@ def test_every_figure_of_the_pages_exists():
 
 
 def pretend(job, root):
-    """What a job writes: every accuracy is 0.5."""
+    """Write what a job writes. Every accuracy is 0.5."""
     out = root / job.folder
-    half = dict.fromkeys(["1", "4", "32"], 0.5)
+    (out / "generations").mkdir(parents=True)
     if job.script() == "eval.py":
-        rows = [{"decoding": name, "prompt": "(a) 5 (b) 6", "answer": "a", "correct": i % 2 == 0,
-                 "response": "2 + 3 = 5." if i % 2 == 0 else "?"}
-                for name, n in [("greedy", 2), ("sampled", 32)] for i in range(n)]
-        measured = {"task": "t", "split": "test", "problems": 2, "correct": [1, 0], "accuracy": 0.5,
-                    "mean_tokens": 10.0, "eos_rate": 1.0, "no_answer": 0.0, "careful": 0.5,
-                    "kl": 1.0, "kl_error": 0.1, "cost": dict(samples=1, tokens=1),
-                    **dict.fromkeys(["pass_at", "maj_at", "rerank_at", "weighted_at",
-                                     "best_of_reward"], half)}
+        at = ["pass_at", "maj_at", "rerank_at", "weighted_at", "best_of_reward"]
+        measured = dict.fromkeys(["accuracy", "mean_tokens", "eos_rate", "no_answer", "careful",
+                                  "kl", "kl_error"], 0.5) | {
+            "task": "t", "split": "test", "problems": 2, "correct": [1, 0],
+            "cost": dict(samples=1, tokens=1), **dict.fromkeys(at, {"1": 0.5, "4": 0.5, "32": 0.5})}
         runs = [flag for flag in job.argv(str(root)) if not flag.startswith("--")]
-        (out / "generations").mkdir(parents=True)
         write_json(out / "compare.json", dict.fromkeys(runs, measured))
         for i, run in enumerate(runs):
-            write_lines(out / f"generations/{i}-{run.rpartition('/')[2]}.jsonl", rows)
+            write_lines(out / f"generations/{i}-{run.rpartition('/')[2]}.jsonl", [
+                {"decoding": name, "prompt": "", "response": "", "answer": "a", "correct": i % 2 == 0}
+                for name, n in [("greedy", 2), ("sampled", 32)] for i in range(n)])
         return
-    out.mkdir(parents=True)
+    result = ("test_accuracy dev_accuracy warmup_test_accuracy warmup_dev_accuracy careful score "
+              "best_step seconds peak_memory_mb mean_tokens calibration_error length_correlation "
+              "length_correlation_of_right length_correlation_of_wrong")
+    metrics = ("accuracy kl tokens seconds samples weight chosen_logp rejected_logp clip_fraction "
+               "dev_accuracy dev_kl dev_reward dev_score train_accuracy")
     write_json(out / "config.json", {"flags": {}})
-    write_json(out / "result.json", dict.fromkeys([
-        "test_accuracy", "dev_accuracy", "warmup_test_accuracy", "warmup_dev_accuracy", "seconds",
-        "peak_memory_mb", "careful", "mean_tokens", "best_step", "score", "calibration_error",
-        "length_correlation", "length_correlation_of_right", "length_correlation_of_wrong"], 0.5))
-    step = dict.fromkeys(["accuracy", "kl", "tokens", "seconds", "dev_accuracy", "dev_kl", "weight",
-                          "dev_reward", "dev_score", "train_accuracy", "chosen_logp", "samples",
-                          "rejected_logp", "clip_fraction"], 0.5)
-    write_lines(out / "metrics.jsonl", [{"step": n, "epoch": n} | step for n in range(1, 101)])
+    write_json(out / "result.json", dict.fromkeys(result.split(), 0.5))
+    write_lines(out / "metrics.jsonl", [{"step": n, "epoch": n} | dict.fromkeys(
+        metrics.split(), 0.5) for n in range(1, 101)])
     if job.variant == "answers":
         write_json(out / "answers.json", {"answers": [["question", "answer"]] * 2})
 
@@ -104,28 +104,6 @@ def test_mean_and_spread_by_hand():
     assert mean_and_spread([0.5, 0.7]) == "60.0% ± 14.1" and mean_and_spread([0.5]) == "50.0%"
     assert harness.cells({"a": [0.5, 0.7], "b": [1, 2]}, a="±", b=".1f", c="±") == [
         "60.0% ± 14.1", "1.5", ""]
-
-
-def test_rivals_tables_by_hand():
-    at = {"4": [0.6, 0.8], "32": [0.5, 0.7]}
-    row = {"accuracy": [0.5, 0.7], "maj_at": at, "rerank_at": at, "weighted_at": at, "pass_at": at,
-           "samples": 24000.0, "tokens": 1.25e6, "careful": 0.5}
-    rivals = harness.load("rivals")
-    made = rivals.tables({"rows": {f"{cot} {name}": row for cot in ["nl", "program"]
-                                   for name in rivals.RUNS}})
-    assert columns(made["nl"].splitlines()[-1]) == [
-        "ReFT", *["60.0% ± 14.1"] * 5, "50%", "24,000", "1.2 M"]
-    assert columns(made["paper"].splitlines()[3]) == [
-        "offline self-training", "68.0", "", "", "60.0", "60.0", "60.0"]
-    assert columns(made["ks"].splitlines()[2]) == ["k = 4", *["70.0% ± 14.1"] * 4]
-
-
-def test_main_table_by_hand():
-    row = {"test_accuracy": [0.5, 0.7], "seconds": [10.0, 20.0], "peak_memory_mb": [500, 740]}
-    main = harness.load("main")
-    made = main.tables({"rows": {f"{cot} {name}": row for cot in ["nl", "program"]
-                                 for name in main.ROWS}})["main"]
-    assert columns(made.splitlines()[3])[1:5] == ["60.0% ± 14.1"] * 2 + ["15 s, 15 s", "0.7 GB"]
 
 
 def test_dozens_tables_by_hand():
@@ -216,14 +194,6 @@ def test_shifted_questions_keep_their_answers():
     assert any("Omar" in row["question"] and "drums" in row["question"] for row in shifted[1])
 
 
-def test_dozens_problems_by_name():
-    problems = harness.load("dozens").problems
-    bare, solved, dev = (problems(f"3-12{kind}") for kind in ["", "-solved", "-dev"])
-    assert [len(bare[split]) for split in ["train", "dev", "test"]] == [12, 12, 500]
-    assert bare["train"][0].keys() == {"question", "answer"} < solved["train"][0].keys()
-    assert len(dev["dev"]) == 200 and dev["train"] == bare["train"] != problems("4-12")["train"]
-
-
 def test_rounded_keeps_five_digits_at_any_depth():
     assert rounded({1: [0.123456, (7, "a")], "b": {"c": 98765.43}}) == {
         "1": [0.12346, [7, "a"]], "b": {"c": 98765.0}}
@@ -246,3 +216,146 @@ def test_band_by_hand():
                                      pytest.approx(1.0965, abs=1e-4))
     for equal in [[0.8, 0.8, 0.8], [0.8]]:
         assert band(equal) == (pytest.approx(0.77), pytest.approx(0.83))
+
+
+# --- Making runs ---
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """An experiment of two stages and two seeds. Its runs take no time: instead of sft.py, run()
+    writes a run with accuracy 0.5 + seed / 100. `toy.made` lists the commands."""
+    jobs = [Job("SEED/second", "sft.py --model=ROOT/SEED/first --epochs=2", 1.0),
+            Job("SEED/first", "sft.py", 3.0, "toy/tasks/SEED", "train-accuracy")]
+    toy = types.SimpleNamespace(
+        SEEDS=[0, 1], JOBS=jobs, made=[], fail_at=None, __doc__="What is a toy?",
+        problems=lambda name: {"test": [{"name": name}]})
+    toy.collect = lambda root, seeds: harness.with_bands(
+        {"second": {"accuracy": harness.load_column(root, "SEED/second", seeds)}}, seeds)
+
+    def run(command, env, **kwargs):
+        toy.made.append(command[1:])
+        script, = [i for i, part in enumerate(command) if part == str(HOME / "sft.py")]
+        assert env["OMP_NUM_THREADS"] == "1"
+        if len(toy.made) == toy.fail_at:
+            return types.SimpleNamespace(returncode=2, stderr="error: the disk is full")
+        config = parse(sft.Config, command[script + 1:], "")
+        out = Path(config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        flags = dataclasses.asdict(config)
+        write_json(out / "config.json", {"flags": flags})
+        write_json(out / "result.json", {"test_accuracy": 0.5 + config.seed / 100})
+        return types.SimpleNamespace(returncode=0)
+    monkeypatch.setattr(harness, "load", {"toy": toy}.get)
+    monkeypatch.setattr(harness, "NAMES", ["toy"])
+    for name in ["RESULTS", "FIGURES"]:
+        monkeypatch.setattr(harness, name, tmp_path / name)
+    monkeypatch.setattr(harness, "ROOT", str(tmp_path / "runs"))
+    monkeypatch.setattr(harness, "subprocess", types.SimpleNamespace(run=run, PIPE=0, DEVNULL=0))
+    monkeypatch.setattr(harness.os, "cpu_count", lambda: 1)
+    monkeypatch.chdir(tmp_path)
+    return toy
+
+
+def test_experiments_make_what_is_missing(toy, tmp_path, capsys):
+    __main__.main([])
+    assert "8 minutes,   8 of them to do: What is a toy?" in capsys.readouterr().out
+    __main__.main(["toy"])
+    variant = ["-m", "experiments.variants", "train-accuracy"]
+    assert [command[:3] == variant for command in toy.made] == [True, True, False, False]
+    assert read_rows(tmp_path / "runs/toy/tasks/1/test.jsonl") == [{"name": "1"}]
+    kept = read_json(tmp_path / "RESULTS/toy.json")
+    assert kept["bands"] == {"second": {"0": 0.5, "1": 0.51}} and kept["seeds"] == [0, 1]
+    __main__.main(["toy"])
+    __main__.main([])
+    assert len(toy.made) == 4 and "0 of them to do" in capsys.readouterr().out
+
+
+def test_a_failed_run_is_made_again_and_no_other(toy, capsys):
+    toy.fail_at = 3
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(["toy"])
+    assert stopped.value.code == 1
+    assert "ended with code 2: error: the disk is full" in capsys.readouterr().err
+    before, toy.fail_at = len(toy.made), None
+    __main__.main(["toy"])
+    assert len(toy.made) == 5 and len(set(map(str, toy.made))) == 4 and before in (3, 4)
+
+
+def test_an_unfinished_run_is_resumed(toy, tmp_path):
+    job, root = toy.JOBS[0].with_seed(1), str(tmp_path / "runs")
+    job.run(root)
+    assert job.is_done(root) and "--resume" not in toy.made[0]
+    assert not dataclasses.replace(job, command=f"{job.command} --lr=0.1").is_done(root)
+    (tmp_path / "runs/1/second/result.json").unlink()
+    assert not job.is_done(root)
+    job.run(root)
+    assert toy.made[1] == [*toy.made[0], "--resume"]
+
+
+def test_check_compares_a_new_seed_with_the_band(toy, capsys):
+    __main__.main(["toy"])
+    __main__.main(["check", "toy", "--seed=2"])
+    assert "within" in (printed := capsys.readouterr().out) and "agrees" in printed
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(["check", "toy", "--seed=30"])  # 80%; the results are 50% and 51%
+    assert stopped.value.code == 1 and "OUTSIDE" in capsys.readouterr().out
+
+
+def test_a_comparison_is_older_than_none_of_its_runs(tmp_path):
+    run, made = tmp_path / "run/result.json", tmp_path / "compared/compare.json"
+    job = Job("compared", "eval.py ROOT/run --samples=4")
+    for path, time, done in [(made, 20, False), (run, 10, True), (run, 30, False)]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+        os.utime(path, (time, time))
+        assert job.is_done(str(tmp_path)) is done
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["nope"], "Choose from toy"), (["check"], "name the experiment"), (["--seed=-1"], "at least 0"),
+    (["check", "nope"], "Choose from toy"), (["--wrote"], "did you mean --write?")])
+def test_bad_input_is_one_sentence(toy, argv, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(argv)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and words in error and error.count("\n") == 1
+
+
+# --- Variants ---
+
+
+def test_variant_replaces_a_name_and_runs_main(monkeypatch):
+    found = []
+    monkeypatch.setattr(sft, "evaluate_dev", eval.evaluate_dev)  # put back after the test
+    monkeypatch.setattr(sft, "main", lambda argv: found.append((argv, sft.evaluate_dev)))
+    variants.main(["train-accuracy", "some/sft.py", "--epochs=3"])
+    assert found == [(["--epochs=3"], variants.evaluate_train_too)]
+    with pytest.raises(SystemExit):
+        variants.main(["nope", "sft.py"])
+
+
+def test_reward_and_kl_by_hand(monkeypatch):
+    """Four samples each of two problems: (1 + 1 + 0.1 + 0) / 4 = 0.525, and 0. Their mean is
+    0.2625, and its standard error half their difference. KL: 1 and 3 nats."""
+    rows = [dict(extracted=x, correct=x == "5") for x in ["5", "5", "4", *[None] * 5]]
+    monkeypatch.setattr(eval, "evaluate_dev", lambda *_: {"dev_accuracy": 0.5})
+    monkeypatch.setattr(eval, "respond", lambda *_, n, temperature, **more: rows[:n * 2])
+    monkeypatch.setattr(eval, "response_kl", lambda model, reference, *_: torch.tensor(
+        [1.0] * 4 + [3.0] * 4) if reference == "warm-up" else None)
+    monkeypatch.setattr(variants, "load_reference", lambda path, device: (path, None))
+    found = variants.evaluate_reward_and_kl("policy", None, Task(), types.SimpleNamespace(
+        warmup="warm-up", device="cpu", max_new_tokens=4, micro_batch_size=2))
+    assert found == pytest.approx({"dev_accuracy": 0.5, "dev_reward": 0.2625, "dev_kl": 2.0,
+                                   "dev_reward_error": 0.2625, "dev_kl_error": 1.0})
+
+
+def test_separate_value_learns_apart_from_the_policy():
+    batch = pad([([3, 4], [5, 6, 1]), ([7], [8, 1])], "cpu")
+    model = variants.SeparateValue(lm := tiny_lm())
+    torch.nn.init.ones_(model.value_head.weight)
+    logprobs, values = model(*batch)
+    assert torch.equal(logprobs, token_logprobs(lm, *batch)) and values[batch[2]].all()
+    (values ** 2).sum().backward()
+    assert all(p.grad is None for p in lm.parameters())
+    assert any(p.grad.any() for p in model.critic.parameters() if p.grad is not None)

@@ -104,11 +104,13 @@ def save_model(folder: Path, model, tokenizer, best: dict, value_head=None):
 
 
 def read_best(folder: Path):
-    """The best.json of a model folder; None if there is no such folder yet. A kill may have come
-    between the two renames of save_model."""
-    old = folder.with_suffix(".old")
+    """The best.json of a model folder; None if there is no such folder yet. Mends what save_model
+    left if it was killed, between its two renames or elsewhere."""
+    beside, old = folder.with_suffix(".tmp"), folder.with_suffix(".old")
     if old.exists() and not folder.exists():
         os.rename(old, folder)
+    for left in (beside, old):
+        shutil.rmtree(left, ignore_errors=True)
     return read_json(folder / "best.json") if folder.exists() else None
 
 

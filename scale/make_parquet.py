@@ -34,7 +34,8 @@ def main(argv=None):
                         help="solutions in words or as programs")
     parser.add_argument("--limit", type=partial(number, int, at_least=1), default=None,
                         help="only the first so many problems of each split")
-    parser.add_argument("--out", type=not_empty, default="out/parquet", help="the folder for the files")
+    parser.add_argument("--out", type=not_empty, default="out/parquet",
+                        help="the folder for the files")
     args = parser.parse_args(argv)
     import datasets
     datasets.disable_progress_bars()

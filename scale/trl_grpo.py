@@ -53,14 +53,16 @@ def main(argv=None):
                         help="solutions in words or as programs")
     parser.add_argument("--limit", type=partial(number, int, at_least=1), default=None,
                         help="train on only the first so many problems")
-    parser.add_argument("--steps", type=partial(number, int, at_least=1), default=50, help="updates")
+    parser.add_argument("--steps", type=partial(number, int, at_least=1), default=50,
+                        help="updates")
     parser.add_argument("--batch-size", type=partial(number, int, at_least=2), default=64,
                         help="responses an update, on each device")
     parser.add_argument("--samples-per-question", type=partial(number, int, at_least=2), default=4,
                         help="the size of a group; it divides the batch")
     parser.add_argument("--max-new-tokens", type=partial(number, int, at_least=1), default=100,
                         help="the longest response")
-    parser.add_argument("--lr", type=partial(number, float, above=0), default=5e-4, help="learning rate")
+    parser.add_argument("--lr", type=partial(number, float, above=0), default=5e-4,
+                        help="learning rate")
     parser.add_argument("--kl-coef", type=partial(number, float, at_least=0), default=0.04,
                         help="weight of the KL to the first model, in the loss; with 0 no copy of "
                         "it is kept")
@@ -69,7 +71,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=partial(number, int, at_least=0, at_most=2**32), default=0)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu"],
                         help="auto takes the GPUs there are")
-    parser.add_argument("--out", type=not_empty, default="out/trl_grpo", help="the folder this writes")
+    parser.add_argument("--out", type=not_empty, default="out/trl_grpo",
+                        help="the folder this writes")
     args = parser.parse_args(argv)
     if args.batch_size % args.samples_per_question:
         parser.error(f"--batch-size {args.batch_size} is no multiple of --samples-per-question "

@@ -21,7 +21,7 @@ from course.catalog import all_items, mistakes
 from plumbing.cli import HOME, stop
 
 TESTS = ["lm", "reft_ppo", "grpo", "dpo", "sft", "self_training", "reward_model", "verifier",
-         "data", "every_script"]
+         "pairs", "data", "every_script"]
 
 
 def files_for(planted):

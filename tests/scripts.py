@@ -6,6 +6,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -47,8 +48,8 @@ def save_tiny_task(folder):
     Some have more words, so their prompts are longer."""
     for split, size in [("train", 20), ("dev", 6), ("test", 6)]:
         write_lines(folder / f"{split}.jsonl", [
-            {"question": f"{split} {'really ' * (i % 3)}{'abcde'[i % 5]}", "cot": f"The answer is {i % 5}.",
-             "answer": str(i % 5)} for i in range(size)])
+            {"question": f"{split} {'really ' * (i % 3)}{'abcde'[i % 5]}", "answer": str(i % 5),
+             "cot": f"The answer is {i % 5}."} for i in range(size)])
     return str(folder)
 
 
@@ -127,3 +128,23 @@ def start_child(script, argv, hook=None, *args):
 def wait_for(child):
     """The exit code of a process; minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def hooked(run, steps, at, action, total):
+    """Run.steps that calls action(run) when step `at` begins."""
+    for step in steps(run, total):
+        if step == at:
+            action(run)
+        yield step
+
+
+def fail(error, *args, **kwargs):
+    raise error
+
+
+def stopped_with(main, argv, capsys):
+    """(exit code, the one sentence of the error)"""
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    [sentence] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    return stopped.value.code, sentence

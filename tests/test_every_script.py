@@ -20,16 +20,17 @@ from plumbing.checkpoints import read_metrics, write_json
 from plumbing.cli import HOME
 from plumbing.run import Run
 from tests import scripts
-from tests.scripts import SCRIPTS, assert_same_end, main_of, read_run
+from tests.scripts import (SCRIPTS, assert_same_end, fail, hooked, main_of, read_run,
+                           stopped_with)
 from verifier import Task
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 every_script = pytest.mark.parametrize("script", SCRIPTS)
 ONE_STEP = {"sft": dict(epochs=1, batch_size=20), "dpo": dict(epochs=1, batch_size=999),
-            "reward_model": dict(epochs=2, batch_size=999), "offline": dict(steps=1, rounds=1),
+            "reward_model": dict(epochs=3, batch_size=999), "offline": dict(steps=1, rounds=1),
             "reft_ppo": dict(steps=1, ppo_epochs=1, minibatch_size=8),
             "grpo": dict(steps=1, epochs=1, minibatch_size=16),
-            "online": dict(steps=1, minibatch_size=8)}  # a reward model's head starts at 0: two
+            "online": dict(steps=1, minibatch_size=8)}  # a reward model's head is 0 at first
 ROLLOUT = {"reward", "accuracy", "kl", "response_tokens", "eos_rate", "entropy", "clip_fraction",
            "approx_kl", "samples", "updates"}
 KEYS = {  # what shared/design.md and docs/metrics.md promise of each step
@@ -115,7 +116,8 @@ def assert_equal(weights, others):
 def test_the_first_of_the_best_steps_is_kept(script, dev, best, run, tiny_model, monkeypatch):
     """Of a tie the earlier. model/ holds its weights, and test is measured on it alone, once; and
     once on the warm-up, if there is one."""
-    flags = dict(epochs=4) if script in ("sft", "reward_model") else {}
+    flags = {"sft": dict(epochs=4), "dpo": dict(epochs=6, batch_size=999),
+             "reward_model": dict(epochs=8, batch_size=999)}.get(script, {})
     on_dev, on_test = script_evaluations(monkeypatch, script, dev)
     got = run(script, eval_every=None if script == "sft" else 2, **flags)
     if script == "reward_model":
@@ -143,7 +145,7 @@ def all_at_once(*args, batch_size=None, **kwargs):
 
 def sgd(model, lr, *rest, **kwargs):
     """In place of AdamW, whose first step makes a rounding error of a gradient as large as lr."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
 
 
@@ -240,14 +242,6 @@ def test_reft_ppo_learns_from_a_reward_model(finished, run, monkeypatch):
 # --- What goes wrong in a run ---
 
 
-def hooked(run, steps, at, action, total):
-    """Run.steps that calls action(run) when step `at` begins."""
-    for step in steps(run, total):
-        if step == at:
-            action(run)
-        yield step
-
-
 def poison(run):
     """Give the model weights that are not finite; note the others."""
     model = next(part for part in run.parts.values() if isinstance(part, torch.nn.Module))
@@ -259,18 +253,6 @@ def poison(run):
 def poison_and_keep(runs, run):
     poison(run)
     runs.append(run)
-
-
-def fail(error, *args, **kwargs):
-    raise error
-
-
-def stopped_with(main, argv, capsys):
-    """(exit code, the one sentence of the error)"""
-    with pytest.raises(SystemExit) as stopped:
-        main(argv)
-    [sentence] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-    return stopped.value.code, sentence
 
 
 @every_script

@@ -77,7 +77,7 @@ def test_weighted_parts_weigh_groups_and_tokens_the_same():
 def test_offline_starts_from_the_base_and_imitates_what_it_kept(run, tiny_model, tmp_path):
     """The samples come from the warm-up, the weights before the first update from the base."""
     base = scripts.save_tiny_model(tmp_path / "base", "llama")
-    warmup = scripts.save_tiny_model(tmp_path / "warmup", "llama")
+    warmup = scripts.save_tiny_model(tmp_path / "warmup", "llama")  # moved a little
     weights = load_file(f"{warmup}/model.safetensors")
     save_file({name: x + 0.01 for name, x in weights.items()}, f"{warmup}/model.safetensors",
               metadata={"format": "pt"})
