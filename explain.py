@@ -4,7 +4,7 @@
     python explain.py out/reft --question 3 --html page.html   # the warm-up, too, on a slider
     python explain.py out/dpo --pair 5
 
-The rollout belongs to a whole step: the run's best model samples it and learns from it.
+The rollout is one of a whole step: the run's best model samples it and learns from it.
 """
 
 import plumbing  # noqa: F401 (before torch)
@@ -27,78 +27,72 @@ from plumbing.cli import HOME, Parser, not_empty, number, stop
 from plumbing.data import load_pairs
 from plumbing.run import is_finished
 from plumbing.tables import table
-from reft_ppo import (MAX_GRAD_NORM, PolicyWithValue, compute_gae, policy_loss, token_rewards,
-                      value_loss, whiten)
 
 COLUMNS = {"logprob": "log pi", "ref_logprob": "log pi_ref", "kl": "KL", "reward": "reward",
            "value": "V", "advantage": "A", "return": "return", "white": "A, whitened",
            "ratio": "ratio after", "clipped": "clipped"}
 
 
-# --- A rollout of a ReFT run ---
-
-
-def learn_from_step(policy, reference, tokenizer, task, asked, config, first=None):
-    """Steps 1 to 5 of reft_ppo.train, one epoch, for the questions `asked`. The policy changes.
-
-    first: the first response, as token ids (default: it is sampled like the others).
-    Returns: of the first response: the token ids, the score, the ledger.
-    """
+def roll_out(policy, reference, tokenizer, task, asked, config, first=None):
+    """Steps 1 to 4 of reft_ppo.train for the questions `asked`. first: the first response, as token
+    ids (default: it is sampled like the others). Returns: {name: (batch, ...)}, what lm.pad returns
+    and COLUMNS; the first response; its score."""
     lm, eos = policy.lm, tokenizer.eos_token_id
     prompts = encode_prompts(tokenizer, task.prompts(task.train[asked]))
     generator = torch.Generator(lm.device).manual_seed(config.seed)
     responses = generate_ids(lm, prompts, eos, config.max_new_tokens, temperature=1.0,
                              generator=generator, batch_size=2 * config.micro_batch_size)
     responses[0] = first or responses[0]
-    batch = ids, attention_mask, mask = pad(list(zip(prompts, responses)), lm.device)
-
-    grades = task.grade(tokenizer.batch_decode(responses, skip_special_tokens=True),
-                        task.train[asked])
+    ids, attention_mask, mask = pad(list(zip(prompts, responses)), lm.device)
+    texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    grades = task.grade(texts, task.train[asked])
     scores = torch.tensor([grade.score - config.eos_penalty * (eos not in response)
                            for grade, response in zip(grades, responses)], device=lm.device)
 
-    old_logprobs, old_values, ref_logprobs = torch.zeros(3, *mask.shape, device=lm.device)
+    logprobs, values, ref_logprobs = torch.zeros(3, *mask.shape, device=lm.device)
     everything = torch.arange(len(ids), device=lm.device)
     with torch.no_grad():
         for rows in split_by_length(everything, attention_mask, config.micro_batch_size):
-            old_logprobs[rows], old_values[rows] = policy(*(x[rows] for x in batch))
-            ref_logprobs[rows], _ = reference(*(x[rows] for x in batch))
-    rewards = token_rewards(scores, old_logprobs, ref_logprobs, mask, config.kl_coef)
-    advantages, returns = compute_gae(rewards, old_values, mask, config.gamma, config.lam)
-    white = whiten(advantages, mask)
+            part = ids[rows], attention_mask[rows], mask[rows]
+            logprobs[rows], values[rows] = policy(*part)
+            ref_logprobs[rows], _ = reference(*part)
+    rewards = reft_ppo.token_rewards(scores, logprobs, ref_logprobs, mask, config.kl_coef)
+    advantages, returns = reft_ppo.compute_gae(rewards, values, mask, config.gamma, config.lam)
+    return {"ids": ids, "attention_mask": attention_mask, "mask": mask, "logprob": logprobs,
+            "ref_logprob": ref_logprobs, "kl": logprobs - ref_logprobs, "reward": rewards,
+            "value": values, "advantage": advantages, "return": returns,
+            "white": reft_ppo.whiten(advantages, mask)}, responses[0], scores[0].item()
 
-    optimizer, _ = adamw(policy, config.lr, steps=1, warmup_steps=1)  # at the peak learning rate
-    torch.manual_seed(config.seed)  # the minibatches
-    for minibatch in torch.randperm(len(ids)).to(lm.device).split(config.minibatch_size):
-        for rows in split_by_length(minibatch, attention_mask, config.micro_batch_size):
-            logprobs, values = policy(*(x[rows] for x in batch))
-            loss = policy_loss(logprobs, old_logprobs[rows], white[rows], mask[rows],
-                               config.clip_eps)
-            loss += config.vf_coef * value_loss(values, old_values[rows], returns[rows],
-                                                mask[rows], config.clip_eps)
+
+def update(policy, rollout, config):
+    """Step 5 of reft_ppo.train: one epoch, by a new optimizer at the peak learning rate."""
+    optimizer, _ = adamw(policy, config.lr, steps=1, warmup_steps=1)
+    order = torch.randperm(len(rollout["ids"])).to(rollout["ids"].device)
+    for minibatch in order.split(config.minibatch_size):
+        for rows in split_by_length(minibatch, rollout["attention_mask"], config.micro_batch_size):
+            part = {name: x[rows] for name, x in rollout.items()}
+            logprobs, values = policy(part["ids"], part["attention_mask"], part["mask"])
+            loss = reft_ppo.policy_loss(logprobs, part["logprob"], part["white"], part["mask"],
+                                        config.clip_eps)
+            loss += config.vf_coef * reft_ppo.value_loss(values, part["value"], part["return"],
+                                                         part["mask"], config.clip_eps)
             (loss * len(rows) / len(minibatch)).backward()
-        clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM)
+        clip_grad_norm_(policy.parameters(), reft_ppo.MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
+
+
+def ledger(policy, rollout, tokenizer, clip_eps):
+    """The first response, a dict per token: its text and COLUMNS. policy: after the updates."""
+    first = {name: x[:1] for name, x in rollout.items()}
     with torch.no_grad():
-        logprobs, _ = policy(*(x[:1] for x in batch))
-
-    columns = {"logprob": old_logprobs, "ref_logprob": ref_logprobs,
-               "kl": old_logprobs - ref_logprobs, "reward": rewards, "value": old_values,
-               "advantage": advantages, "return": returns, "white": white,
-               "ratio": (logprobs - old_logprobs[:1]).exp()}
-    columns = {name: x[0][mask[0]].tolist() for name, x in columns.items()}
-    return responses[0], scores[0].item(), ledger(tokenizer, responses[0], columns, config.clip_eps)
-
-
-def ledger(tokenizer, response, columns, clip_eps):
-    """A dict per token: its text, its numbers, and whether the clip took its gradient."""
-    rows = []
-    for token, *numbers in zip(response, *columns.values()):
-        row = {"token": tokenizer.decode([token])} | dict(zip(columns, numbers))
-        moved = row["ratio"] - 1 if row["white"] > 0 else 1 - row["ratio"]
-        rows.append(row | {"clipped": moved > clip_eps})
-    return rows
+        logprobs, _ = policy(first["ids"], first["attention_mask"], first["mask"])
+    first["ratio"] = (logprobs - first["logprob"]).exp()
+    first["clipped"] = (first["ratio"] - 1) * first["white"].sign() > clip_eps
+    tokens = first["ids"][:, 1:][first["mask"]].tolist()
+    numbers = zip(*(first[name][first["mask"]].tolist() for name in COLUMNS))
+    return [{"token": tokenizer.decode([token])} | dict(zip(COLUMNS, row))
+            for token, row in zip(tokens, numbers)]
 
 
 def print_ledger(rows, score, count, config):
@@ -106,12 +100,14 @@ def print_ledger(rows, score, count, config):
     lines = [[show_token(row["token"]), *(digits(row[name]) for name in COLUMNS)] for row in rows]
     lines.append(["sum", *map(digits, sums.values()), *[""] * (len(COLUMNS) - len(sums))])
     print(table(["token", *COLUMNS.values()], lines))
-    print(f"\nsum of the rewards = score - beta x sum of KL: {sums['reward']:.3f} = {score:.3f} - "
-          f"{config.kl_coef:g} x {sums['kl']:.3f}\nof each token: return = A + V, with gamma "
-          f"{config.gamma:g} and lambda {config.lam:g}; if both are 1, the first return is the sum "
-          f"of the rewards\nratio after: pi / pi_old after one epoch of updates with a step's "
-          f"{count} rollouts, by a new optimizer at the peak --lr {config.lr:g}\nclipped: the ratio"
-          f" has moved more than {config.clip_eps:g} in the direction of A: no gradient")
+    print(f"""
+sum of the rewards = score - beta x sum of KL: {sums["reward"]:.3f} = {score:.3f} - \
+{config.kl_coef:g} x {sums["kl"]:.3f}
+return = A + V; if gamma ({config.gamma:g}) and lambda ({config.lam:g}) are 1, it is the sum of the \
+rewards from there on
+ratio after: pi / pi_old after one epoch of updates with a step's {count} rollouts, by a new \
+optimizer at the peak --lr {config.lr:g}
+clipped: the ratio has moved more than {config.clip_eps:g} in the direction of A: no gradient""")
 
 
 def explain_rollout(run, config, number, html):
@@ -124,24 +120,26 @@ def explain_rollout(run, config, number, html):
     asked = [(number - 1 + i) % len(task.train) for i in range(config.batch_size)
              for _ in range(config.samples_per_question)]
     question = task.prompts(task.train[asked[:1]])[0]
-    reference = PolicyWithValue(load_for_training(config.warmup, config)[0])
+    reference = reft_ppo.PolicyWithValue(load_for_training(config.warmup, config)[0])
     best = read_best(model)["step"]
     for step in [best, 0] if html else [best]:  # step 0: the warm-up, whose V is 0
         lm, tokenizer = load_for_training(run if step else config.warmup, config)
-        policy = PolicyWithValue(lm)
+        policy = reft_ppo.PolicyWithValue(lm)
         if step:
-            policy.value_head.load_state_dict(
-                torch.load(model / "value_head.pt", lm.device, weights_only=True))
-        first, score, rows = learn_from_step(policy, reference, tokenizer, task, asked, config,
-                                             first)
-        pages[step] = {"score": score, "tokens": rows}
+            policy.value_head.load_state_dict(torch.load(model / "value_head.pt", lm.device))
+        rollout, first, score = roll_out(policy, reference, tokenizer, task, asked, config, first)
+        torch.manual_seed(config.seed)  # of the minibatches
+        update(policy, rollout, config)
+        pages[step] = {"score": score, "tokens": ledger(policy, rollout, tokenizer,
+                                                        config.clip_eps)}
     print(f"{run}, the best model, of step {best}: a sample at T = 1\n\n{question}")
     print_ledger(pages[best]["tokens"], pages[best]["score"], len(asked), config)
     if html:
-        write_page(html, run, question, pages)
-
-
-# --- A pair of a DPO run ---
+        content = json.dumps({"run": run, "question": question, "columns": COLUMNS, "pages": pages})
+        page = (HOME / "plumbing" / "ledger.html").read_text()
+        Path(html).parent.mkdir(parents=True, exist_ok=True)
+        write_text(html, page.replace("/*LEDGER*/", content.replace("<", "\\u003c")))  # no </script>
+        print(f"\nsaved: {html}; open it in a browser")
 
 
 @torch.no_grad()
@@ -150,27 +148,23 @@ def explain_pair(run, config, number):
     pairs = load_pairs(file if file.exists() else config.pairs)
     if number > len(pairs):
         stop(f"--pair {number}: the run has {len(pairs):,} pairs")
-    text = pairs[number - 1]
     policy, tokenizer = load_for_training(run, config)
     reference, _ = load_for_training(config.warmup, config)
-    [pair] = dpo.encode_pairs(tokenizer, [text], min(dpo.MAX_LENGTH, context_length(policy)))
+    [pair] = dpo.encode_pairs(tokenizer, pairs[number - 1:number],
+                              min(dpo.MAX_LENGTH, context_length(policy)))
     batch = pad([(pair["prompt"], pair[side]) for side in sides], policy.device)
     logprobs = torch.stack([token_logprobs(lm, *batch) for lm in (policy, reference)])
-    print(f"{run}, pair {number}\n\n{text['prompt']}")
-    for side, kept, per_model in zip(sides, batch[2], logprobs.unbind(1)):
+    print(f"{run}, pair {number}\n\n{pairs[number - 1]['prompt']}")
+    for side, mask, of_side in zip(sides, batch[2], logprobs.unbind(1)):  # of_side (2, seq-1)
         names = [*(show_token(tokenizer.decode([token])) for token in pair[side]), "sum"]
-        rows = [*per_model[:, kept].T.tolist(), per_model.sum(-1).tolist()]
+        rows = [*of_side[:, mask].T.tolist(), of_side.sum(-1).tolist()]
         print(table([side, "log pi", "log pi_ref", "difference"],
                     [[name, digits(p), digits(q), digits(p - q, "+")]
                      for name, (p, q) in zip(names, rows)]) + "\n")
-    loss, r_w, r_l = (x.item() for x in dpo.dpo_loss(*logprobs.sum(-1).flatten(), config.beta))
-    print(f"r = beta x the sum of the differences, beta {config.beta:g}: chosen {r_w:.3f}, "
-          f"rejected {r_l:.3f}\nmargin {r_w - r_l:.3f}; DPO's loss -log sigmoid(margin) "
-          f"{loss:.3f}; weight in its gradient sigmoid(-margin) "
-          f"{torch.tensor(r_l - r_w).sigmoid().item():.3f}")
-
-
-# --- How numbers, tokens and the page look ---
+    loss, r_w, r_l = dpo.dpo_loss(*logprobs.sum(-1).flatten(), config.beta)
+    print(f"r = beta x the sum of the differences, beta {config.beta:g}: chosen {r_w:.3f}, rejected "
+          f"{r_l:.3f}\nmargin {r_w - r_l:.3f}; DPO's loss -log sigmoid(margin) {loss:.3f}; weight in "
+          f"its gradient sigmoid(-margin) {torch.sigmoid(r_l - r_w):.3f}")
 
 
 def digits(x, sign=""):
@@ -180,28 +174,6 @@ def digits(x, sign=""):
 
 def show_token(token):
     return json.dumps(token, ensure_ascii=False)[1:-1].replace("|", "\\|").replace(" ", "·")
-
-
-def write_page(path, run, question, pages):
-    """One HTML file that needs no other. pages: {step: {"score", "tokens"}}."""
-    content = json.dumps({"run": run, "question": question, "columns": COLUMNS, "pages": pages})
-    page = (HOME / "plumbing" / "ledger.html").read_text()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page.replace("/*LEDGER*/", content.replace("<", "\\u003c")))  # no </script>
-    print(f"\nsaved: {path}; open it in a browser")
-
-
-def load_config(run, **changes):
-    """The script of a finished run, and its Config. Flags that no longer exist are left out."""
-    path = Path(run) / "config.json"
-    flags = read_json(path).get("flags", {}) if path.exists() else {}
-    script = reft_ppo if "lam" in flags else dpo if "sft_coef" in flags else None
-    if script is None:
-        stop(f"{run} is not a run of reft_ppo.py or dpo.py. Name the folder of one")
-    if not is_finished(run):
-        stop(f"{run} is an unfinished run. Finish it with --resume, then explain it")
-    return script, script.Config(**{name: x for name, x in (flags | changes).items()
-                                    if name in script.Config.__dataclass_fields__})
 
 
 def main(argv=None):
@@ -215,10 +187,19 @@ def main(argv=None):
                         default=0, help="of the samples")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     args = parser.parse_args(argv)
-    script, config = load_config(args.run, seed=args.seed, device=args.device)
+    path = Path(args.run) / "config.json"
+    flags = read_json(path).get("flags", {}) if path.exists() else {}
+    script = reft_ppo if "lam" in flags else dpo if "sft_coef" in flags else None
+    if script is None:
+        stop(f"{args.run} is not a run of reft_ppo.py or dpo.py. Name the folder of one")
+    if not is_finished(args.run):
+        stop(f"{args.run} is an unfinished run. Finish it with --resume, then explain it")
     for name in ["pair"] if script is reft_ppo else ["question", "html"]:
         if getattr(args, name):
             stop(f"--{name}: {args.run} is a run of {script.__name__}.py. Leave --{name} out")
+    flags |= {"seed": args.seed, "device": args.device}  # a flag that no longer exists is left out
+    config = script.Config(**{name: flags[name] for name in script.Config.__dataclass_fields__
+                              if name in flags})
     if script is reft_ppo:
         explain_rollout(args.run, config, args.question or 1, args.html)
     else:

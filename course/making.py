@@ -70,9 +70,9 @@ def handout(name, variant=None):
     rows = [[item.part.title, item.part.file, str(item.points), item.reading] for item in items]
     lines = [*opening(name), "## To write", "",
              table(["function", "file", "points", "reading"], rows), "",
-             "Signatures and docstrings are the specification: shapes, units, errors. Each function "
-             "is graded alone:\nall others are the repository's then, so a mistake in one costs "
-             "nothing in another. You may add helpers of your own\nto the same file.",
+             "Signatures and docstrings are the specification: shapes, units, errors. Each "
+             "function is graded alone:\nall others are the repository's then, so a mistake in one "
+             "costs nothing in another. You may add helpers of your own\nto the same file.",
              ""]
     for item in items:
         source = variant_source(clean(item.part.file), item.part.file, variant)

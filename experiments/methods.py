@@ -46,7 +46,7 @@ def tables(results):
         row = results["rows"][name]
         lines.append([name, *words, *cells(row, accuracy="±"), f"{row['samples']:,.0f}",
                       f"{row['memory']:,.0f} MB", f"{row['seconds']:.0f} s",
-                      f"{row['seconds'] / (100 * row['gain']):.0f} s"])
+                      f"{row['seconds'] / (100 * row['gain']):.0f} s" if row["gain"] else ""])
     return {"methods": table(["", "who scores", "learns from", "models in memory", "who samples",
                               "test accuracy", "sampled", "memory", "time",
                               "time per point over the warm-up"], lines)}

@@ -17,7 +17,8 @@ JOBS = [Job(f"records/SEED-{rows}/{name}", f"{command} --limit={rows} --task=rec
             "--model=HOME/data/records/base_model --reward=HOME/data/records/grader.json "
             "--max-new-tokens=128", 4.0)
         for rows, epochs in ROWS.items() for name, command in [
-            ("warmup", f"sft.py --batch-size=8 --epochs={epochs}"), ("sft", "sft.py --batch-size=8"),
+            ("warmup", f"sft.py --batch-size=8 --epochs={epochs}"),
+            ("sft", "sft.py --batch-size=8"),
             ("reft", f"reft_ppo.py --warmup=ROOT/records/SEED-{rows}/warmup --lr=2e-4 --steps=30 "
              "--eval-every=5")]]
 JOBS += [Job(f"records/SEED-{rows}/compare", " ".join(["eval.py --samples=0", *(
@@ -66,5 +67,6 @@ def tables(results):
                      for field in FIELDS]
             lines.append([f"{rows} rows: {title.replace('EPOCHS', str(epochs))}",
                           *cells(row, score="±", test_accuracy="±"),
-                          *(f"{p:.0f} / {r:.0f}" for p, r in means), *cells(row, mean_tokens=".0f")])
+                          *(f"{p:.0f} / {r:.0f}" for p, r in means),
+                          *cells(row, mean_tokens=".0f")])
     return {"records": table(["", "mean score", "all fields right", *FIELDS, "tokens"], lines)}

@@ -46,9 +46,9 @@ def tables(results):
         made[cot] = table(
             ["", "greedy", "vote@32", "rerank@32", "weighted vote@32", "pass@32", "careful",
              "sampled", "tokens trained"],
-            [[RUNS[name], *cells(row, accuracy="±", maj_at="±", rerank_at="±", weighted_at="±",
-                                 pass_at="±"), f"{row['careful']:.0%}", f"{row['samples']:,.0f}",
-              f"{row['tokens'] / 1e6:.1f} M"] for name, row in rows.items()])
+            [[RUNS[name], *cells(row, **dict.fromkeys(["accuracy", *AT], "±")),
+              f"{row['careful']:.0%}", f"{row['samples']:,.0f}", f"{row['tokens'] / 1e6:.1f} M"]
+             for name, row in rows.items()])
         if cot == "nl":
             made["short"] = table(
                 ["", "greedy", "vote of 32", "weighted vote", "sampled in training"],
@@ -62,6 +62,5 @@ def tables(results):
             for key in ["accuracy", "maj_at", "rerank_at"])] for name, theirs in PAPER.items()])
     made["ks"] = table(
         ["warm-up's samples in words", "maj@k", "rerank@k", "weighted vote", "pass@k"],
-        [[f"k = {k}", *cells(at(nl, k), maj_at="±", rerank_at="±", weighted_at="±", pass_at="±")]
-         for k in nl["maj_at"]])
+        [[f"k = {k}", *cells(at(nl, k), **dict.fromkeys(AT, "±"))] for k in nl["maj_at"]])
     return made

@@ -3,7 +3,8 @@ import json
 import os
 import re
 import types
-from pathlib import Path
+from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,19 +12,15 @@ import torch
 
 import eval
 import sft
-from experiments import __main__, harness, variants
-from experiments.harness import Job, band, filled, mean_and_spread, rounded
+from experiments import (__main__, harness, mcq, negatives, records, rlhf, shift, stability,
+                         tasks, variants, why_sft)
+from experiments.harness import Job
+from lm import pad, token_logprobs
 from plumbing.checkpoints import read_json, write_json, write_lines
 from plumbing.cli import HOME, parse
 from plumbing.data import read_rows
-from lm import pad, token_logprobs
 from tests.tiny import tiny_lm
 from verifier import Task
-
-
-def columns(line):
-    return [cell.strip() for cell in line.split("|")[1:-1]]
-
 
 # --- The tables of the pages ---
 
@@ -31,115 +28,109 @@ def columns(line):
 @pytest.mark.parametrize("page", harness.pages(), ids=[page.name for page in harness.pages()])
 def test_tables_and_lengths_are_those_of_the_results(page):
     """If this fails: python -m experiments --write."""
-    assert page.read_text() == filled(page.read_text())
-
-
-def test_every_figure_of_the_pages_exists():
-    text = "".join(page.read_text() for page in harness.pages())
+    text = page.read_text()
+    assert text == harness.filled(text)
     for figure in re.findall(r"\]\((?:docs/)?(figures/\w[\w.-]*\.png)\)", text):
         assert (HOME / "docs" / figure).stat().st_size > 10_000
 
 
-def pretend(job, root):
-    """Write what a job writes. Every accuracy is 0.5."""
-    out = root / job.folder
-    (out / "generations").mkdir(parents=True)
-    if job.script() == "eval.py":
-        at = ["pass_at", "maj_at", "rerank_at", "weighted_at", "best_of_reward"]
-        measured = dict.fromkeys(["accuracy", "mean_tokens", "eos_rate", "no_answer", "careful",
-                                  "kl", "kl_error"], 0.5) | {
-            "task": "t", "split": "test", "problems": 2, "correct": [1, 0],
-            "cost": dict(samples=1, tokens=1), **dict.fromkeys(at, {"1": 0.5, "4": 0.5, "32": 0.5})}
-        runs = [flag for flag in job.argv(str(root)) if not flag.startswith("--")]
-        write_json(out / "compare.json", dict.fromkeys(runs, measured))
-        for i, run in enumerate(runs):
-            write_lines(out / f"generations/{i}-{run.rpartition('/')[2]}.jsonl", [
-                {"decoding": name, "prompt": "", "response": "", "answer": "a", "correct": i % 2 == 0}
-                for name, n in [("greedy", 2), ("sampled", 32)] for i in range(n)])
-        return
-    result = ("test_accuracy dev_accuracy warmup_test_accuracy warmup_dev_accuracy careful score "
-              "best_step seconds peak_memory_mb mean_tokens calibration_error length_correlation "
-              "length_correlation_of_right length_correlation_of_wrong")
-    metrics = ("accuracy kl tokens seconds samples weight chosen_logp rejected_logp clip_fraction "
-               "dev_accuracy dev_kl dev_reward dev_score train_accuracy")
-    write_json(out / "config.json", {"flags": {}})
-    write_json(out / "result.json", dict.fromkeys(result.split(), 0.5))
-    write_lines(out / "metrics.jsonl", [{"step": n, "epoch": n} | dict.fromkeys(
-        metrics.split(), 0.5) for n in range(1, 101)])
-    if job.variant == "answers":
-        write_json(out / "answers.json", {"answers": [["question", "answer"]] * 2})
+def test_filled_replaces_tables_and_lengths_only(monkeypatch):
+    monkeypatch.setattr(harness, "results", {"x": "of x"}.get)
+    monkeypatch.setattr(harness, "load", lambda name: types.SimpleNamespace(
+        tables=lambda results: {"one": f"| {results} |"}))
+    text = "a\n<!-- table x one -->\nold\n\nold\n<!-- end -->\nb [sft.py](sft.py), {} lines: 7"
+    lines = (HOME / "sft.py").read_text().count("\n")
+    assert harness.filled(text.format(3)) == text.format(lines).replace("old\n\nold", "| of x |")
 
 
-def test_every_experiment_reads_what_its_jobs_write(tmp_path):
-    """Runs whose accuracies are all 0.5: so are the bands, which `check` compares with those of the
-    results; and tables() takes what collect() returned."""
-    for name in harness.NAMES:
-        for job in [job for stage in harness.plan(name, [0]) for job in stage]:
-            if not (tmp_path / job.folder).exists():
-                pretend(job, tmp_path)
-        kept, module = harness.results(name), harness.load(name)
-        found = json.loads(json.dumps(harness.collect(name, [0], str(tmp_path))))
-        assert kept["seeds"] == module.SEEDS and kept["made_with"], name
-        assert found["bands"].keys() >= kept["bands"].keys(), name
-        assert all(by_seed == {"0": 0.5} for by_seed in found["bands"].values()), name
-        assert module.tables(found).keys() == module.tables(kept).keys(), name
+def test_every_experiment_reads_what_its_jobs_write(monkeypatch):
+    """Of pretended runs all numbers are 0.5. So are the bands, and `check` compares them with those
+    of the results."""
+    half, jobs = partial(defaultdict, lambda: 0.5), {}
+    step = dict.fromkeys("accuracy kl tokens seconds dev_accuracy dev_kl dev_score dev_reward "
+                         "train_accuracy chosen_logp rejected_logp weight".split(), 0.5)
+
+    def read_json(path):
+        job, at = jobs[str(path.parent)], ["pass_at", "maj_at", "rerank_at", "weighted_at"]
+        if path.name == "result.json":
+            return half(test_accuracy=0.6) if path.parent.name == "warmup" else half()
+        return {"answers": [["question", "answer"]]} if job.variant else dict.fromkeys(
+            runs_of(job), half({key: {"4": 0.5, "32": 0.5} for key in [*at, "best_of_reward"]},
+                               cost=half(), correct=[1, 0], task="t", split="test", problems=2))
+
+    def read_metrics(path):
+        return [{"step": n, "epoch": n} | step for n in range(1, 101) if jobs[str(path)]]
+
+    def read_rows(path):
+        i, _, run = path.stem.partition("-")
+        assert runs_of(jobs[str(path.parents[1])])[int(i)].endswith(f"/{run}")
+        return [{"decoding": "sampled", "prompt": "", "response": "", "answer": "a", "correct": x}
+                for x in [True, False] * 16]
+
+    def runs_of(job):
+        return [flag for flag in job.argv("root") if not flag.startswith("--")]
+    kept = {name: harness.results(name) for name in harness.NAMES}
+    for function in [read_json, read_metrics, read_rows]:
+        monkeypatch.setattr(harness, function.__name__, function)
+    monkeypatch.setattr(negatives, "read_json", read_json)
+    for name, module in [(name, harness.load(name)) for name in harness.NAMES]:
+        jobs = {f"root/{job.folder}": job for stage in harness.plan(name, [0]) for job in stage}
+        found = json.loads(json.dumps(harness.collect(name, [0], "root")))
+        assert kept[name]["seeds"] == module.SEEDS and kept[name]["made_with"]
+        assert found["bands"].keys() >= kept[name]["bands"].keys()
+        for what, by_seed in found["bands"].items():
+            assert by_seed == {"0": 0.5} or ("warmup" in what and by_seed == {"0": 0.6})
+        assert module.tables(found).keys() == module.tables(kept[name]).keys()
 
 
 def test_jobs_are_what_their_scripts_take():
-    """Flags that a script refuses would stop a run hours later. Two experiments that list the same
+    """A flag that a script refuses would stop a run hours later. Two experiments that list the same
     folder mean the same run."""
     known = {}
-    for name in harness.NAMES:
-        for job in harness.load(name).JOBS:
-            job.with_seed(1).config("no/such/folder")
-            same = dataclasses.replace(job, minutes=0)
-            assert known.setdefault(job.folder, same) == same
-            assert not job.variant or job.variant in variants.VARIANTS
+    for job in [job for name in harness.NAMES for job in harness.load(name).JOBS]:
+        job.with_seed(1).config("no/such/folder")
+        same = dataclasses.replace(job, minutes=0)
+        assert known.setdefault(job.folder, same) == same
+        assert not job.variant or job.variant in variants.VARIANTS
 
 
-# --- Tables by hand: of 0.5 and 0.7 the mean is 0.6, the standard deviation sqrt(2) / 10 ---
+# --- Numbers and problems ---
 
 
-def test_mean_and_spread_by_hand():
-    assert mean_and_spread([0.5, 0.7]) == "60.0% ± 14.1" and mean_and_spread([0.5]) == "50.0%"
-    assert harness.cells({"a": [0.5, 0.7], "b": [1, 2]}, a="±", b=".1f", c="±") == [
-        "60.0% ± 14.1", "1.5", ""]
+def test_numbers_by_hand():
+    """The standard deviation of 0.5 and 0.7 is sqrt(2) / 10. `shares` are of 16 samples each; the
+    greedy responses do not count. Step 0 is the warm-up, and the first of the best is chosen."""
+    row = {"a": [0.5, 0.7], "b": [1, 2], "one": [0.5]}
+    assert harness.cells(row, a="±", b=".1f", c="±", one="±") == [
+        "60.0% ± 14.1", "1.5", "", "50.0%"]
+    assert harness.rounded({1: [0.123456, (7, "a")], "b": {"c": 98765.43}}) == {
+        "1": [0.12346, [7, "a"]], "b": {"c": 98765.0}}
+    assert why_sft.shares([{"decoding": "greedy", "correct": True}] + [
+        {"decoding": "sampled", "correct": i < 16 and i % 2 == 0} for i in range(32)]) == [0.5, 0]
+    steps = [{"step": n, "dev_accuracy": x} for n, x in [(10, 0.6), (20, 0.8), (30, 0.8)]]
+    for warmup, step in [(0.5, 20), (0.8, 0)]:
+        assert rlhf.rule_would_choose(warmup, steps) == {"step": step, "dev_accuracy": 0.8}
 
 
-def test_dozens_tables_by_hand():
-    """Warm-ups of 60% and 50% and runs of 50% and 70%: gains of -10 and +20. Two seeds whose dev
-    falls from 60% to 40% and from 70% to 60%: 65% at best, 50% at the end."""
-    dozens = harness.load("dozens")
-    row = {"accuracy": [0.5, 0.7], "best_step": [2, 4], "kl": [1.0, 2.0]}
-    long = {"dev_accuracy": [[0.6, 0.4], [0.7, 0.6]], "accuracy": [[0.5, 0.9], [0.5, 0.7]],
-            "kl": [[1.0, 2.0], [2.0, 4.0]]}
-    made = dozens.tables({"rows": {"reft 12": row}, "long": {"reft": long}, "warmup": [0.6, 0.5],
-                          "sft": [0.7, 0.7]})
-    assert columns(made["dozens"].splitlines()[3]) == [
-        "12: ReFT", "60.0% ± 14.1", "+5.0", "-10.0", "1", "2, 4", "1.5"]
-    assert columns(made["long"].splitlines()[2])[1:] == ["65.0%", "50.0%", "80.0%", "1.5 3.0"]
+def test_band_by_hand():
+    """0.5, 0.6, 0.7: mean 0.6, s = 0.1. Student's t with two degrees of freedom is 4.30, so the
+    half is 4.30 * 0.1 * sqrt(4 / 3) = 0.4965. Equal seeds, and a single one: 3 points."""
+    assert harness.band([0.5, 0.6, 0.7]) == pytest.approx((0.1035, 1.0965), abs=1e-4)
+    assert harness.band([0.8, 0.8, 0.8]) == harness.band([0.8]) == pytest.approx((0.77, 0.83))
 
 
 def test_stability_by_hand(tmp_path):
     """Three runs start at 50%: one ends above, one below after its best of 70%, one level."""
     for seed, (accuracy, dev) in enumerate([(0.9, [0.9]), (0.6, [0.7, 0.4]), (0.5, [0.5])]):
-        for name in ["warmup", "sft", "dpo", "reft", "grpo"]:
-            out = tmp_path / f"nl/{seed}/{name}"
+        for out in [tmp_path / f"nl/{seed}/{name}" for name in ["warmup", *stability.RUNS]]:
             out.mkdir(parents=True)
             write_json(out / "result.json", {"test_accuracy": accuracy, "dev_accuracy": 0.5})
             write_lines(out / "metrics.jsonl", [{"step": step, "dev_accuracy": x}
                                                 for step, x in enumerate(dev, 1)])
-    stability = harness.load("stability")
     made = stability.tables(stability.collect(tmp_path, [0, 1, 2]))["stability"].splitlines()
-    assert columns(made[-1]) == ["GRPO", "66.7% ± 20.8", "50.0", "90.0", "10.0", "1"]
-    assert columns(made[-4]) == ["SFT, 40 epochs", "66.7% ± 20.8", "50.0", "90.0", "10.0", ""]
-
-
-def test_rule_would_choose_the_first_of_the_best():
-    choose = harness.load("rlhf").rule_would_choose
-    steps = [{"step": n, "dev_accuracy": x} for n, x in [(10, 0.6), (20, 0.8), (30, 0.8)]]
-    assert choose(0.5, steps) == {"step": 20, "dev_accuracy": 0.8}
-    assert choose(0.8, steps) == {"step": 0, "dev_accuracy": 0.8}
+    for line, name, collapsed in [(made[-1], "GRPO", "1"), (made[-4], "SFT, 40 epochs", "")]:
+        assert re.split(r" *\| *", line)[1:-1] == [
+            name, "66.7% ± 20.8", "50.0", "90.0", "10.0", collapsed]
 
 
 def test_precision_and_recall_by_hand():
@@ -149,10 +140,9 @@ def test_precision_and_recall_by_hand():
            "languages": ["Dutch", "Thai"]}
     responses = [row | {"languages": ["Dutch", "Greek"], "born": "1978"},
                  {"name": "Ana", "languages": ["Thai"]}]
-    found = harness.load("records").precision_and_recall(
-        [*map(json.dumps, responses), "Ana Moss"], [row] * 3)
-    assert found == {"name": (1 / 2, 1 / 3), "born": (0, 0), "university": (1, 1 / 3),
-                     "city": (1, 1 / 3), "languages": (2 / 3, 2 / 6)}
+    assert records.precision_and_recall([*map(json.dumps, responses), "Ana Moss"], [row] * 3) == {
+        "name": (1 / 2, 1 / 3), "born": (0, 0), "university": (1, 1 / 3), "city": (1, 1 / 3),
+        "languages": (2 / 3, 2 / 6)}
 
 
 @pytest.mark.parametrize("response, right", [
@@ -162,60 +152,20 @@ def test_precision_and_recall_by_hand():
     ("23 + 10 = 34, 33 + 4 = 37. The answer is b.", False)])
 def test_mcq_reads_the_working(response, right):
     """23 + 14 = 37, option b. A right letter may follow a wrong sum, or none."""
-    read = harness.load("mcq").working_is_right
-    prompt = "Question: 23 and 14? (a) 36 (b) 37 (c) 9 (d) 38 (e) 47\nAnswer:\n"
-    assert read({"prompt": prompt, "response": response, "answer": "b"}) is right
-    assert read({"prompt": "23 and 14?", "response": "23 + 14 = 37.", "answer": "37"})
+    for prompt, answer in [("23 and 14? (a) 36 (b) 37 (c) 9", "b"), ("23 and 14?", "37")]:
+        assert mcq.working_is_right(
+            {"prompt": prompt, "response": response, "answer": answer}) is right
 
 
-def test_why_sft_shares_by_hand():
-    """Two questions of 16 samples: 8 and 0 are right. Greedy responses do not count."""
-    rows = [{"decoding": "greedy", "correct": True}] + [
-        {"decoding": "sampled", "correct": i < 16 and i % 2 == 0} for i in range(32)]
-    assert harness.load("why_sft").shares(rows) == [0.5, 0.0]
-
-
-def test_fresh_problems_are_not_in_the_embedded_task():
-    tasks = harness.load("tasks")
-    problems = tasks.fresh(300, 5)
-    asked = {row["question"] for row in problems}
-    assert len(asked) == 300 and problems == tasks.fresh(300, 5) != tasks.fresh(300, 6)
-    assert not asked & {row["question"] for split in ["train", "dev", "test"]
-                        for row in tasks.embedded(split)}
-
-
-def test_shifted_questions_keep_their_answers():
-    usual, *shifted = (harness.load("shift").problems(name)["test"]
-                       for name in ["same", "front", "words"])
-    for rows in shifted:
+def test_fresh_and_shifted_problems():
+    fresh, usual = tasks.fresh(300, 5), shift.problems("same")["test"]
+    embedded = {row["question"] for split in ["train", "dev", "test"]
+                for row in tasks.embedded(split)}
+    assert len({row["question"] for row in fresh} - embedded) == 300
+    assert fresh == tasks.fresh(300, 5) != tasks.fresh(300, 6)
+    for rows in [shift.problems(name)["test"] for name in ["front", "words"]]:
         assert [row["answer"] for row in rows] == [row["answer"] for row in usual]
         assert sum(a["question"] != b["question"] for a, b in zip(rows, usual)) > 400  # not buses
-    assert not any(re.search(r"\b(Ana|Zoes|pens|books)\b", row["question"]) for row in shifted[1])
-    assert any("Omar" in row["question"] and "drums" in row["question"] for row in shifted[1])
-
-
-def test_rounded_keeps_five_digits_at_any_depth():
-    assert rounded({1: [0.123456, (7, "a")], "b": {"c": 98765.43}}) == {
-        "1": [0.12346, [7, "a"]], "b": {"c": 98765.0}}
-
-
-def test_filled_replaces_tables_and_lengths_only(monkeypatch):
-    monkeypatch.setattr(harness, "results", {"x": "of x"}.get)
-    monkeypatch.setattr(harness, "load", lambda name: types.SimpleNamespace(
-        tables=lambda results: {"one": f"| {results} |"}))
-    text = "a\n<!-- table x one -->\nold\n\nold\n<!-- end -->\nb [sft.py](sft.py), 3 lines: 7 lines"
-    lines = (HOME / "sft.py").read_text().count("\n")
-    assert filled(text) == (f"a\n<!-- table x one -->\n| of x |\n<!-- end -->\nb [sft.py](sft.py), "
-                            f"{lines} lines: 7 lines")
-
-
-def test_band_by_hand():
-    """0.5, 0.6, 0.7: mean 0.6, s = 0.1. Student's t with two degrees of freedom is 4.30, so the
-    half is 4.30 * 0.1 * sqrt(4 / 3) = 0.4965. Equal seeds, and a single one: 3 points."""
-    assert band([0.5, 0.6, 0.7]) == (pytest.approx(0.1035, abs=1e-4),
-                                     pytest.approx(1.0965, abs=1e-4))
-    for equal in [[0.8, 0.8, 0.8], [0.8]]:
-        assert band(equal) == (pytest.approx(0.77), pytest.approx(0.83))
 
 
 # --- Making runs ---
@@ -225,34 +175,30 @@ def test_band_by_hand():
 def toy(tmp_path, monkeypatch):
     """An experiment of two stages and two seeds. Its runs take no time: instead of sft.py, run()
     writes a run with accuracy 0.5 + seed / 100. `toy.made` lists the commands."""
-    jobs = [Job("SEED/second", "sft.py --model=ROOT/SEED/first --epochs=2", 1.0),
-            Job("SEED/first", "sft.py", 3.0, "toy/tasks/SEED", "train-accuracy")]
     toy = types.SimpleNamespace(
-        SEEDS=[0, 1], JOBS=jobs, made=[], fail_at=None, __doc__="What is a toy?",
-        problems=lambda name: {"test": [{"name": name}]})
-    toy.collect = lambda root, seeds: harness.with_bands(
-        {"second": {"accuracy": harness.load_column(root, "SEED/second", seeds)}}, seeds)
+        SEEDS=[0, 1], made=[], fail_at=None, __doc__="What is a toy?", tables=lambda results: {},
+        JOBS=[Job("SEED/second", "sft.py --model=ROOT/SEED/first --epochs=2"),
+              Job("SEED/first", "sft.py", 3.0, "toy/tasks/SEED", "train-accuracy")],
+        problems=lambda name: {"test": [{"name": name}]},
+        collect=lambda root, seeds: harness.with_bands(
+            {"second": {"accuracy": harness.load_column(root, "SEED/second", seeds)}}, seeds))
 
     def run(command, env, **kwargs):
         toy.made.append(command[1:])
-        script, = [i for i, part in enumerate(command) if part == str(HOME / "sft.py")]
         assert env["OMP_NUM_THREADS"] == "1"
         if len(toy.made) == toy.fail_at:
             return types.SimpleNamespace(returncode=2, stderr="error: the disk is full")
-        config = parse(sft.Config, command[script + 1:], "")
-        out = Path(config.out)
-        out.mkdir(parents=True, exist_ok=True)
-        flags = dataclasses.asdict(config)
-        write_json(out / "config.json", {"flags": flags})
-        write_json(out / "result.json", {"test_accuracy": 0.5 + config.seed / 100})
+        config = parse(sft.Config, command[command.index(str(HOME / "sft.py")) + 1:], "")
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+        write_json(Path(config.out, "config.json"), {"flags": dataclasses.asdict(config)})
+        write_json(Path(config.out, "result.json"), {"test_accuracy": 0.5 + config.seed / 100})
         return types.SimpleNamespace(returncode=0)
-    monkeypatch.setattr(harness, "load", {"toy": toy}.get)
-    monkeypatch.setattr(harness, "NAMES", ["toy"])
-    for name in ["RESULTS", "FIGURES"]:
-        monkeypatch.setattr(harness, name, tmp_path / name)
-    monkeypatch.setattr(harness, "ROOT", str(tmp_path / "runs"))
-    monkeypatch.setattr(harness, "subprocess", types.SimpleNamespace(run=run, PIPE=0, DEVNULL=0))
-    monkeypatch.setattr(harness.os, "cpu_count", lambda: 1)
+    for name, value in {
+            "load": {"toy": toy}.get, "NAMES": ["toy"], "RESULTS": tmp_path / "results",
+            "FIGURES": tmp_path, "ROOT": str(tmp_path / "runs"),
+            "subprocess": types.SimpleNamespace(run=run, PIPE=0, DEVNULL=0)}.items():
+        monkeypatch.setattr(harness, name, value)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.chdir(tmp_path)
     return toy
 
@@ -264,7 +210,7 @@ def test_experiments_make_what_is_missing(toy, tmp_path, capsys):
     variant = ["-m", "experiments.variants", "train-accuracy"]
     assert [command[:3] == variant for command in toy.made] == [True, True, False, False]
     assert read_rows(tmp_path / "runs/toy/tasks/1/test.jsonl") == [{"name": "1"}]
-    kept = read_json(tmp_path / "RESULTS/toy.json")
+    kept = read_json(tmp_path / "results/toy.json")
     assert kept["bands"] == {"second": {"0": 0.5, "1": 0.51}} and kept["seeds"] == [0, 1]
     __main__.main(["toy"])
     __main__.main([])
@@ -273,13 +219,11 @@ def test_experiments_make_what_is_missing(toy, tmp_path, capsys):
 
 def test_a_failed_run_is_made_again_and_no_other(toy, capsys):
     toy.fail_at = 3
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match="1"):
         __main__.main(["toy"])
-    assert stopped.value.code == 1
     assert "ended with code 2: error: the disk is full" in capsys.readouterr().err
-    before, toy.fail_at = len(toy.made), None
     __main__.main(["toy"])
-    assert len(toy.made) == 5 and len(set(map(str, toy.made))) == 4 and before in (3, 4)
+    assert len(toy.made) == 5 and len(set(map(str, toy.made))) == 4
 
 
 def test_an_unfinished_run_is_resumed(toy, tmp_path):
@@ -297,29 +241,28 @@ def test_check_compares_a_new_seed_with_the_band(toy, capsys):
     __main__.main(["toy"])
     __main__.main(["check", "toy", "--seed=2"])
     assert "within" in (printed := capsys.readouterr().out) and "agrees" in printed
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match="1"):
         __main__.main(["check", "toy", "--seed=30"])  # 80%; the results are 50% and 51%
-    assert stopped.value.code == 1 and "OUTSIDE" in capsys.readouterr().out
+    assert "OUTSIDE" in capsys.readouterr().out
 
 
-def test_a_comparison_is_older_than_none_of_its_runs(tmp_path):
+def test_a_comparison_is_made_again_after_its_runs(tmp_path):
     run, made = tmp_path / "run/result.json", tmp_path / "compared/compare.json"
-    job = Job("compared", "eval.py ROOT/run --samples=4")
     for path, time, done in [(made, 20, False), (run, 10, True), (run, 30, False)]:
         path.parent.mkdir(exist_ok=True)
-        path.write_text("{}")
+        path.touch()
         os.utime(path, (time, time))
-        assert job.is_done(str(tmp_path)) is done
+        assert Job("compared", "eval.py ROOT/run").is_done(str(tmp_path)) is done
 
 
 @pytest.mark.parametrize("argv, words", [
-    (["nope"], "Choose from toy"), (["check"], "name the experiment"), (["--seed=-1"], "at least 0"),
+    (["nope"], "Choose from toy"), (["check"], "name the experiment"), (["--seed=-1"], "at least"),
     (["check", "nope"], "Choose from toy"), (["--wrote"], "did you mean --write?")])
 def test_bad_input_is_one_sentence(toy, argv, words, capsys):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match="2"):
         __main__.main(argv)
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and words in error and error.count("\n") == 1
+    assert words in error and error.count("\n") == 1
 
 
 # --- Variants ---
@@ -327,11 +270,11 @@ def test_bad_input_is_one_sentence(toy, argv, words, capsys):
 
 def test_variant_replaces_a_name_and_runs_main(monkeypatch):
     found = []
-    monkeypatch.setattr(sft, "evaluate_dev", eval.evaluate_dev)  # put back after the test
+    monkeypatch.setattr(sft, "evaluate_dev", None)  # put back after the test
     monkeypatch.setattr(sft, "main", lambda argv: found.append((argv, sft.evaluate_dev)))
     variants.main(["train-accuracy", "some/sft.py", "--epochs=3"])
     assert found == [(["--epochs=3"], variants.evaluate_train_too)]
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         variants.main(["nope", "sft.py"])
 
 
@@ -340,9 +283,9 @@ def test_reward_and_kl_by_hand(monkeypatch):
     0.2625, and its standard error half their difference. KL: 1 and 3 nats."""
     rows = [dict(extracted=x, correct=x == "5") for x in ["5", "5", "4", *[None] * 5]]
     monkeypatch.setattr(eval, "evaluate_dev", lambda *_: {"dev_accuracy": 0.5})
-    monkeypatch.setattr(eval, "respond", lambda *_, n, temperature, **more: rows[:n * 2])
-    monkeypatch.setattr(eval, "response_kl", lambda model, reference, *_: torch.tensor(
-        [1.0] * 4 + [3.0] * 4) if reference == "warm-up" else None)
+    monkeypatch.setattr(eval, "respond", lambda *_, n, **more: rows[:n * 2])
+    monkeypatch.setattr(eval, "response_kl", lambda model, reference, *_: {
+        "policy warm-up": torch.tensor([1.0] * 4 + [3.0] * 4)}[f"{model} {reference}"])
     monkeypatch.setattr(variants, "load_reference", lambda path, device: (path, None))
     found = variants.evaluate_reward_and_kl("policy", None, Task(), types.SimpleNamespace(
         warmup="warm-up", device="cpu", max_new_tokens=4, micro_batch_size=2))
@@ -358,4 +301,4 @@ def test_separate_value_learns_apart_from_the_policy():
     assert torch.equal(logprobs, token_logprobs(lm, *batch)) and values[batch[2]].all()
     (values ** 2).sum().backward()
     assert all(p.grad is None for p in lm.parameters())
-    assert any(p.grad.any() for p in model.critic.parameters() if p.grad is not None)
+    assert any(p.grad is not None and p.grad.any() for p in model.critic.parameters())

@@ -33,7 +33,8 @@ from plumbing.cli import HOME, as_argv, as_flag, command, stop
 NOT_SETTINGS = {"out", "resume", "overwrite", "save_every", "device", "micro_batch_size",
                 "gradient_checkpointing"}
 SOURCES = ["model", "warmup", "task", "pairs", "reward"]  # flags that may name files
-WRITTEN = ["model", "checkpoint", "samples", "metrics.jsonl", "result.json"]
+WRITTEN = ["model", "model.tmp", "model.old", "checkpoint", "samples", "metrics.jsonl",
+           "result.json"]
 SHOWN = ["reward", "kl", "response_tokens", "epoch", "loss", "margin"]  # behind the progress bar
 
 

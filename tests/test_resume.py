@@ -109,6 +109,7 @@ def test_all_random_generators_come_back(tmp_path):
 
     import numpy
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    generator = torch.Generator().manual_seed(5)
     save_checkpoint(tmp_path, 1, {"generator": generator}, {})
 
     def draw():

@@ -83,9 +83,9 @@ def test_offline_starts_from_the_base_and_imitates_what_it_kept(run, tiny_model,
               metadata={"format": "pt"})
     ends = {}
     for start in ("base", "warmup"):
-        ends[start] = run("offline", out=tmp_path / start, model=base, warmup=warmup, steps=1,
+        ends[start] = run("offline", out=tmp_path / f"from-{start}", model=base, warmup=warmup, steps=1,
                           rounds=1, lr=1e-9, eval_every=1, **{"from_": start})
-        rows = [json.loads(x) for x in open(tmp_path / start / "samples/round-1.jsonl")]
+        rows = [json.loads(x) for x in open(tmp_path / f"from-{start}/samples/round-1.jsonl")]
         assert all(row["response"] == f"The answer is {row['question'].split()[-1]}."
                    for row in rows)
         assert len({(row["row"], tuple(row["ids"])) for row in rows}) == len(rows)
