@@ -203,9 +203,9 @@ def run_safely(train, config):
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
         half = max(1, config.micro_batch_size // 2)
-        begun = is_begun(config.out) or "warmup" in vars(config) and is_begun(
-            warmup_folder(config))
-        again = command(sys.argv[0], as_argv(config, resume=begun, micro_batch_size=half))
+        begun = is_begun(config.out) or warmup_is_begun(config)
+        again = command(sys.argv[0], as_argv(config, micro_batch_size=half, **(
+            {"resume": True, "overwrite": False} if begun else {})))
         stop("out of memory. " + (
             f"Continue with half the micro-batch: {again}" if half < config.micro_batch_size else
             "The micro-batch is 1 already: try --gradient-checkpointing, --dtype bfloat16, a "
@@ -244,7 +244,7 @@ def check_output_folder(config):
         warmup = warmup_folder(config)
         if out.resolve() == Path(warmup).resolve():
             stop(f"--out {out}: the warm-up is there. Choose another folder")
-        if config.warmup is None and is_begun(warmup) and not is_begun(out):
+        if warmup_is_begun(config) and not is_begun(out):
             resume = False  # until the warm-up is finished, --resume means that one
     for name in SOURCES:
         source = Path(flags.get(name) or HOME).resolve()
@@ -307,6 +307,11 @@ def resolve_model_path(path):
 def warmup_folder(config) -> str:
     """The model that a run starts from: --warmup, or the run `warmup` beside --out."""
     return config.warmup or str(Path(config.out).parent / "warmup")
+
+
+def warmup_is_begun(config) -> bool:
+    """Whether the warm-up that this run makes is unfinished."""
+    return getattr(config, "warmup", "none") is None and is_begun(warmup_folder(config))
 
 
 def settings(flags: dict) -> dict:

@@ -9,6 +9,7 @@ from plumbing.checkpoints import read_json
 from plumbing.data import read_rows
 from reward_model import (Config, binary_loss, evaluate_lists, graded_lists, margins_of,
                           pair_accuracy, pairwise_loss, ranked_loss)
+from verifier import format_prompt, is_correct
 
 
 def numbers(*values):
@@ -124,13 +125,15 @@ def test_evaluate_lists_by_hand(size, monkeypatch):
 # --- Runs ---
 
 
-def test_its_lists_are_pairs_of_a_right_and_a_wrong_response(finished):
+def test_its_lists_are_pairs_of_a_right_and_a_wrong_response(finished, tiny_task):
+    """By the rule, with the known answer of the question in the prompt."""
     rows = read_rows(finished["reward_model"].out / "samples/train.jsonl")
+    answers = {format_prompt(x["question"]): x["answer"]
+               for x in read_rows(f"{tiny_task}/train.jsonl")}
     assert len(rows) == finished["reward_model"].result["comparisons"] > 5
     for row in rows:
-        answer = row["prompt"].split()[-2].split("\n")[0]
-        right, wrong = row["responses"]
-        assert row["grades"] == [1, 0] and right == f"The answer is {answer}." != wrong
+        assert row["grades"] == [1, 0] and [is_correct(response, answers[row["prompt"]])
+                                            for response in row["responses"]] == [True, False]
 
 
 @pytest.mark.parametrize("flags", [{}, {"objective": "binary"}, {"ranked": 3}])
