@@ -22,10 +22,10 @@ import reft_ppo
 from eval import load_task
 from lm import (adamw, context_length, encode_prompts, generate_ids, load_for_training, pad,
                 split_by_length, token_logprobs)
-from plumbing.checkpoints import read_best, read_json, write_text
+from plumbing.checkpoints import read_best, write_text
 from plumbing.cli import HOME, Parser, not_empty, number, stop
 from plumbing.data import load_pairs
-from plumbing.run import is_finished
+from plumbing.run import flags_of
 from plumbing.tables import table
 
 COLUMNS = {"logprob": "log pi", "ref_logprob": "log pi_ref", "kl": "KL", "reward": "reward",
@@ -33,10 +33,10 @@ COLUMNS = {"logprob": "log pi", "ref_logprob": "log pi_ref", "kl": "KL", "reward
            "ratio": "ratio after", "clipped": "clipped"}
 
 
+@torch.no_grad()
 def roll_out(policy, reference, tokenizer, task, asked, config, first=None):
-    """Steps 1 to 4 of reft_ppo.train for the questions `asked`. first: the first response, as token
-    ids (default: it is sampled like the others). Returns: {name: (batch, ...)}, what lm.pad returns
-    and COLUMNS; the first response; its score."""
+    """Steps 1 to 4 of reft_ppo.train for the questions `asked`. first: the first response, if it is
+    not to be sampled. Returns: {name: (batch, ...)}; the first response's token ids; its score."""
     lm, eos = policy.lm, tokenizer.eos_token_id
     prompts = encode_prompts(tokenizer, task.prompts(task.train[asked]))
     generator = torch.Generator(lm.device).manual_seed(config.seed)
@@ -51,11 +51,9 @@ def roll_out(policy, reference, tokenizer, task, asked, config, first=None):
 
     logprobs, values, ref_logprobs = torch.zeros(3, *mask.shape, device=lm.device)
     everything = torch.arange(len(ids), device=lm.device)
-    with torch.no_grad():
-        for rows in split_by_length(everything, attention_mask, config.micro_batch_size):
-            part = ids[rows], attention_mask[rows], mask[rows]
-            logprobs[rows], values[rows] = policy(*part)
-            ref_logprobs[rows], _ = reference(*part)
+    for rows in split_by_length(everything, attention_mask, config.micro_batch_size):
+        logprobs[rows], values[rows] = policy(ids[rows], attention_mask[rows], mask[rows])
+        ref_logprobs[rows] = token_logprobs(reference, ids[rows], attention_mask[rows], mask[rows])
     rewards = reft_ppo.token_rewards(scores, logprobs, ref_logprobs, mask, config.kl_coef)
     advantages, returns = reft_ppo.compute_gae(rewards, values, mask, config.gamma, config.lam)
     return {"ids": ids, "attention_mask": attention_mask, "mask": mask, "logprob": logprobs,
@@ -82,17 +80,16 @@ def update(policy, rollout, config):
         optimizer.zero_grad()
 
 
-def ledger(policy, rollout, tokenizer, clip_eps):
+def ledger(policy, rollout, tokenizer, config):
     """The first response, a dict per token: its text and COLUMNS. policy: after the updates."""
     first = {name: x[:1] for name, x in rollout.items()}
     with torch.no_grad():
         logprobs, _ = policy(first["ids"], first["attention_mask"], first["mask"])
     first["ratio"] = (logprobs - first["logprob"]).exp()
-    first["clipped"] = (first["ratio"] - 1) * first["white"].sign() > clip_eps
-    tokens = first["ids"][:, 1:][first["mask"]].tolist()
+    first["clipped"] = (first["ratio"] - 1) * first["white"].sign() > config.clip_eps
     numbers = zip(*(first[name][first["mask"]].tolist() for name in COLUMNS))
-    return [{"token": tokenizer.decode([token])} | dict(zip(COLUMNS, row))
-            for token, row in zip(tokens, numbers)]
+    return [{"token": tokenizer.decode([token])} | dict(zip(COLUMNS, row)) for token, row in zip(
+        first["ids"][:, 1:][first["mask"]].tolist(), numbers)]
 
 
 def print_ledger(rows, score, count, config):
@@ -100,76 +97,74 @@ def print_ledger(rows, score, count, config):
     lines = [[show_token(row["token"]), *(digits(row[name]) for name in COLUMNS)] for row in rows]
     lines.append(["sum", *map(digits, sums.values()), *[""] * (len(COLUMNS) - len(sums))])
     print(table(["token", *COLUMNS.values()], lines))
-    print(f"""
-sum of the rewards = score - beta x sum of KL: {sums["reward"]:.3f} = {score:.3f} - \
-{config.kl_coef:g} x {sums["kl"]:.3f}
-return = A + V; if gamma ({config.gamma:g}) and lambda ({config.lam:g}) are 1, it is the sum of the \
-rewards from there on
-ratio after: pi / pi_old after one epoch of updates with a step's {count} rollouts, by a new \
-optimizer at the peak --lr {config.lr:g}
-clipped: the ratio has moved more than {config.clip_eps:g} in the direction of A: no gradient""")
+    print(f"\nsum of the rewards = score - beta x sum of KL: {sums['reward']:.3f} = {score:.3f} - "
+          f"{config.kl_coef:g} x {sums['kl']:.3f}\nof each token: return = A + V\nratio after: pi "
+          f"/ pi_old after one epoch of updates with a step's {count} rollouts, by a new optimizer "
+          f"at the peak --lr {config.lr:g}\nclipped: the ratio has moved more than "
+          f"{config.clip_eps:g} in the direction of A, so the token has no gradient")
 
 
-def explain_rollout(run, config, number, html):
-    model, first, pages = Path(run) / "model", None, {}
+def explain_rollout(args, config):
+    model, first, pages = Path(args.run) / "model", None, {}
     if not (model / "value_head.pt").exists():
         stop(f"{model} has no value_head.pt: an older version made this run. Make it again")
     task = load_task(config, config.partial_reward)
-    if number > len(task.train):
-        stop(f"--question {number}: the training split has {len(task.train):,} questions")
-    asked = [(number - 1 + i) % len(task.train) for i in range(config.batch_size)
+    if not 1 <= args.question <= len(task.train):
+        stop(f"--question {args.question}: choose one from 1 to {len(task.train)}")
+    asked = [(args.question - 1 + i) % len(task.train) for i in range(config.batch_size)
              for _ in range(config.samples_per_question)]
     question = task.prompts(task.train[asked[:1]])[0]
-    reference = reft_ppo.PolicyWithValue(load_for_training(config.warmup, config)[0])
+    reference, _ = load_for_training(config.warmup, config)
     best = read_best(model)["step"]
-    for step in [best, 0] if html else [best]:  # step 0: the warm-up, whose V is 0
-        lm, tokenizer = load_for_training(run if step else config.warmup, config)
+    for step in [best, 0] if args.html else [best]:  # step 0: the warm-up, whose V is 0
+        lm, tokenizer = load_for_training(args.run if step else config.warmup, config)
         policy = reft_ppo.PolicyWithValue(lm)
         if step:
-            policy.value_head.load_state_dict(torch.load(model / "value_head.pt", lm.device))
+            policy.value_head.load_state_dict(
+                torch.load(model / "value_head.pt", lm.device, weights_only=True))
         rollout, first, score = roll_out(policy, reference, tokenizer, task, asked, config, first)
         torch.manual_seed(config.seed)  # of the minibatches
         update(policy, rollout, config)
-        pages[step] = {"score": score, "tokens": ledger(policy, rollout, tokenizer,
-                                                        config.clip_eps)}
-    print(f"{run}, the best model, of step {best}: a sample at T = 1\n\n{question}")
+        pages[step] = {"score": score, "tokens": ledger(policy, rollout, tokenizer, config)}
+    print(f"{args.run}, best model, step {best}: a sample at T = 1\n\n{question}")
     print_ledger(pages[best]["tokens"], pages[best]["score"], len(asked), config)
-    if html:
-        content = json.dumps({"run": run, "question": question, "columns": COLUMNS, "pages": pages})
+    if args.html:  # "<" is escaped, so that no text can end the page's script
+        content = json.dumps({"run": args.run, "question": question, "columns": COLUMNS,
+                              "pages": pages}).replace("<", "\\u003c")
         page = (HOME / "plumbing" / "ledger.html").read_text()
-        Path(html).parent.mkdir(parents=True, exist_ok=True)
-        write_text(html, page.replace("/*LEDGER*/", content.replace("<", "\\u003c")))  # no </script>
-        print(f"\nsaved: {html}; open it in a browser")
+        Path(args.html).parent.mkdir(parents=True, exist_ok=True)
+        write_text(args.html, page.replace("/*LEDGER*/", content))
+        print(f"\nsaved: {args.html}; open it in a browser")
 
 
 @torch.no_grad()
-def explain_pair(run, config, number):
-    file, sides = Path(run) / "pairs.jsonl", ("chosen", "rejected")
+def explain_pair(args, config):
+    file, sides = Path(args.run) / "pairs.jsonl", ("chosen", "rejected")
     pairs = load_pairs(file if file.exists() else config.pairs)
-    if number > len(pairs):
-        stop(f"--pair {number}: the run has {len(pairs):,} pairs")
-    policy, tokenizer = load_for_training(run, config)
+    if not 1 <= args.pair <= len(pairs):
+        stop(f"--pair {args.pair}: choose one from 1 to {len(pairs)}")
+    policy, tokenizer = load_for_training(args.run, config)
     reference, _ = load_for_training(config.warmup, config)
-    [pair] = dpo.encode_pairs(tokenizer, pairs[number - 1:number],
+    [pair] = dpo.encode_pairs(tokenizer, pairs[args.pair - 1:args.pair],
                               min(dpo.MAX_LENGTH, context_length(policy)))
     batch = pad([(pair["prompt"], pair[side]) for side in sides], policy.device)
-    logprobs = torch.stack([token_logprobs(lm, *batch) for lm in (policy, reference)])
-    print(f"{run}, pair {number}\n\n{pairs[number - 1]['prompt']}")
-    for side, mask, of_side in zip(sides, batch[2], logprobs.unbind(1)):  # of_side (2, seq-1)
+    logprobs, ref_logprobs = (token_logprobs(lm, *batch) for lm in (policy, reference))
+    columns = torch.stack([logprobs, ref_logprobs, logprobs - ref_logprobs], 1)  # (2, 3, seq-1)
+    print(f"{args.run}, pair {args.pair}\n\n{pairs[args.pair - 1]['prompt']}")
+    for side, mask, numbers in zip(sides, batch[2], columns):
         names = [*(show_token(tokenizer.decode([token])) for token in pair[side]), "sum"]
-        rows = [*of_side[:, mask].T.tolist(), of_side.sum(-1).tolist()]
+        rows = zip(names, [*numbers[:, mask].T.tolist(), numbers.sum(-1).tolist()])
         print(table([side, "log pi", "log pi_ref", "difference"],
-                    [[name, digits(p), digits(q), digits(p - q, "+")]
-                     for name, (p, q) in zip(names, rows)]) + "\n")
-    loss, r_w, r_l = dpo.dpo_loss(*logprobs.sum(-1).flatten(), config.beta)
-    print(f"r = beta x the sum of the differences, beta {config.beta:g}: chosen {r_w:.3f}, rejected "
-          f"{r_l:.3f}\nmargin {r_w - r_l:.3f}; DPO's loss -log sigmoid(margin) {loss:.3f}; weight in "
-          f"its gradient sigmoid(-margin) {torch.sigmoid(r_l - r_w):.3f}")
+                    [[name, *map(digits, row)] for name, row in rows]) + "\n")
+    loss, r_w, r_l = dpo.dpo_loss(*logprobs.sum(-1), *ref_logprobs.sum(-1), config.beta)
+    print(f"r = beta x the sum of the differences, beta {config.beta:g}: chosen {r_w:.3f}, "
+          f"rejected {r_l:.3f}\nmargin {r_w - r_l:.3f}; DPO's loss -log sigmoid(margin) "
+          f"{loss:.3f}; weight in its gradient sigmoid(-margin) {torch.sigmoid(r_l - r_w):.3f}")
 
 
-def digits(x, sign=""):
+def digits(x):
     """Three digits, and no minus before 0; "yes" for True."""
-    return "yes" * x if isinstance(x, bool) else f"{round(x, 3) + 0.0:{sign}.3f}"
+    return "yes" * x if isinstance(x, bool) else f"{round(x, 3) + 0.0:.3f}"
 
 
 def show_token(token):
@@ -178,32 +173,27 @@ def show_token(token):
 
 def main(argv=None):
     sys.stdout.reconfigure(errors="backslashreplace")  # a model may write anything
-    parser, count = Parser(description=__doc__), functools.partial(number, int, at_least=1)
+    parser = Parser(description=__doc__)
+    whole = functools.partial(number, int, at_least=0, at_most=2**32)
     parser.add_argument("run", type=not_empty, help="a finished run of reft_ppo.py or dpo.py")
-    parser.add_argument("--question", type=count, help="of the training split (default: 1)")
-    parser.add_argument("--pair", type=count, help="of a DPO run (default: 1)")
+    parser.add_argument("--question", type=whole, default=1, help="of the training split")
+    parser.add_argument("--pair", type=whole, default=1, help="of a DPO run")
     parser.add_argument("--html", type=not_empty, metavar="FILE", help="write a page, too")
-    parser.add_argument("--seed", type=functools.partial(number, int, at_least=0, at_most=2**32),
-                        default=0, help="of the samples")
+    parser.add_argument("--seed", type=whole, default=0, help="of the samples")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     args = parser.parse_args(argv)
-    path = Path(args.run) / "config.json"
-    flags = read_json(path).get("flags", {}) if path.exists() else {}
+    flags = flags_of(args.run)
     script = reft_ppo if "lam" in flags else dpo if "sft_coef" in flags else None
     if script is None:
-        stop(f"{args.run} is not a run of reft_ppo.py or dpo.py. Name the folder of one")
-    if not is_finished(args.run):
-        stop(f"{args.run} is an unfinished run. Finish it with --resume, then explain it")
+        stop(f"{args.run} is not a finished run of reft_ppo.py or dpo.py. Name one, or --resume it")
     for name in ["pair"] if script is reft_ppo else ["question", "html"]:
-        if getattr(args, name):
+        if getattr(args, name) not in (None, 1):
             stop(f"--{name}: {args.run} is a run of {script.__name__}.py. Leave --{name} out")
-    flags |= {"seed": args.seed, "device": args.device}  # a flag that no longer exists is left out
-    config = script.Config(**{name: flags[name] for name in script.Config.__dataclass_fields__
-                              if name in flags})
-    if script is reft_ppo:
-        explain_rollout(args.run, config, args.question or 1, args.html)
-    else:
-        explain_pair(args.run, config, args.pair or 1)
+    flags |= {"seed": args.seed, "device": args.device}
+    names = script.Config.__dataclass_fields__  # an older run has flags that no longer exist
+    config = script.Config(**{name: x for name, x in flags.items() if name in names})
+    explain = explain_rollout if script is reft_ppo else explain_pair
+    explain(args, config)
 
 
 if __name__ == "__main__":

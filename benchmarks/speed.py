@@ -136,7 +136,7 @@ def trl_grpo(output_dir):
 def bench_generate(model, problems, pairs, folder):
     model, tokenizer = load_model(model)
     prompts, rates = Task().prompts(problems[:256]), []
-    for sample in (generate_by_length, sample_with_transformers):
+    for sample in (generate_by_length, generate_with_transformers):
         arguments = (model, tokenizer, prompts, 100, 1.0)
         tokens = sum(map(len, sample(*arguments)))
         rates.append(tokens / timed(sample, *arguments, count=4))
@@ -144,7 +144,7 @@ def bench_generate(model, problems, pairs, folder):
 
 
 @torch.no_grad()
-def sample_with_transformers(model, tokenizer, prompts, limit, temperature):
+def generate_with_transformers(model, tokenizer, prompts, limit, temperature):
     tokenizer.padding_side = "left"
     batch = tokenizer(prompts, return_tensors="pt", padding=True)
     rows = model.generate(**batch, max_new_tokens=limit, do_sample=True, temperature=temperature,

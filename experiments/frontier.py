@@ -50,8 +50,8 @@ def best_of_n(root, seeds):
             for measured in found]
 
 
-def collect(root, seeds, runs=RUNS):
-    """runs: those of the rows and of the bands."""
+def collect_runs(root, seeds, runs):
+    """The rows, bands and checkpoints of some of RUNS."""
     rows, bands, checkpoints = [], {}, {}
     for name, value in runs:
         found = evaluations(root, name, value, seeds)
@@ -62,10 +62,15 @@ def collect(root, seeds, runs=RUNS):
             checkpoints[value] = {same[0]["step"]: {
                 key: statistics.mean(m[key] for m in same) for key in KEYS[1:]}
                 for same in zip(*found)}
-    rows += [{"name": "best of n", "value": same[0]["n"],
-              **{key: [m[key] for m in same] for key in KEYS}}
-             for same in zip(*best_of_n(root, seeds))]
     return {"rows": rows, "checkpoints": checkpoints, "bands": bands}
+
+
+def collect(root, seeds):
+    found = collect_runs(root, seeds, RUNS)
+    found["rows"] += [{"name": "best of n", "value": same[0]["n"],
+                       **{key: [m[key] for m in same] for key in KEYS}}
+                      for same in zip(*best_of_n(root, seeds))]
+    return found
 
 
 def tables(results):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import eval
+import reft_ppo
 import sft
 from experiments import (__main__, harness, mcq, negatives, records, rlhf, shift, stability,
                          tasks, variants, why_sft)
@@ -84,6 +85,10 @@ def test_every_experiment_reads_what_its_jobs_write(monkeypatch):
         assert module.tables(found).keys() == module.tables(kept[name]).keys()
 
 
+SIZES = {"2000": (2000, 200), "4000": (4000, 200), "1-24-dev": (24, 200)} | {
+    f"1-{n}{kind}": (n, n) for n in [12, 24, 48, 96] for kind in ["", "-solved"]}  # train, dev
+
+
 def test_jobs_are_what_their_scripts_take():
     """A flag that a script refuses would stop a run hours later. Two experiments that list the same
     folder mean the same run."""
@@ -93,6 +98,11 @@ def test_jobs_are_what_their_scripts_take():
         same = dataclasses.replace(job, minutes=0)
         assert known.setdefault(job.folder, same) == same
         assert not job.variant or job.variant in variants.VARIANTS
+        if job.task:
+            experiment, _, name = job.with_seed(1).task.split("/")
+            problems = harness.load(experiment).problems(name)
+            assert len(problems["test"]) == 500 and (experiment == "shift" or (
+                len(problems["train"]), len(problems["dev"])) == SIZES[name])
 
 
 # --- Numbers and problems ---
@@ -121,17 +131,18 @@ def test_band_by_hand():
 
 
 def test_stability_by_hand(tmp_path):
-    """Three runs start at 50%: one ends above, one below after its best of 70%, one level."""
-    for seed, (accuracy, dev) in enumerate([(0.9, [0.9]), (0.6, [0.7, 0.4]), (0.5, [0.5])]):
+    """Three runs start at 50%, and two end below. They fall by 30, 30 and 10 points from their
+    best; SFT, which has no warm-up, by 30, 30 and 0."""
+    for seed, (accuracy, dev) in enumerate([(0.9, [0.9, 0.6]), (0.6, [0.7, 0.4]), (0.5, [0.4])]):
         for out in [tmp_path / f"nl/{seed}/{name}" for name in ["warmup", *stability.RUNS]]:
             out.mkdir(parents=True)
             write_json(out / "result.json", {"test_accuracy": accuracy, "dev_accuracy": 0.5})
             write_lines(out / "metrics.jsonl", [{"step": step, "dev_accuracy": x}
                                                 for step, x in enumerate(dev, 1)])
     made = stability.tables(stability.collect(tmp_path, [0, 1, 2]))["stability"].splitlines()
-    for line, name, collapsed in [(made[-1], "GRPO", "1"), (made[-4], "SFT, 40 epochs", "")]:
+    for line, *ends in [(made[-1], "GRPO", "23.3", "2"), (made[-4], "SFT, 40 epochs", "20.0", "")]:
         assert re.split(r" *\| *", line)[1:-1] == [
-            name, "66.7% ± 20.8", "50.0", "90.0", "10.0", collapsed]
+            ends[0], "66.7% ± 20.8", "50.0", "90.0", *ends[1:]]
 
 
 def test_precision_and_recall_by_hand():
@@ -275,18 +286,18 @@ def test_variant_replaces_a_name_and_runs_main(monkeypatch):
 
 
 def test_reward_and_kl_by_hand(monkeypatch):
-    """Four samples each of two problems: (1 + 1 + 0.1 + 0) / 4 = 0.525, and 0. Their mean is
-    0.2625, and its standard error half their difference. KL: 1 and 3 nats."""
+    """Four samples each of two problems: (1 + 1 + 0.2 + 0) / 4 = 0.55, and 0. Their mean is
+    0.275, and its standard error half their difference. KL: 1 and 3 nats."""
     rows = [dict(extracted=x, correct=x == "5") for x in ["5", "5", "4", *[None] * 5]]
     monkeypatch.setattr(eval, "evaluate_dev", lambda *_: {"dev_accuracy": 0.5})
     monkeypatch.setattr(eval, "respond", lambda *_, n, **more: rows[:n * 2])
     monkeypatch.setattr(eval, "response_kl", lambda model, reference, *_: {
         "policy warm-up": torch.tensor([1.0] * 4 + [3.0] * 4)}[f"{model} {reference}"])
     monkeypatch.setattr(variants, "load_reference", lambda path, device: (path, None))
-    found = variants.evaluate_reward_and_kl("policy", None, Task(), types.SimpleNamespace(
-        warmup="warm-up", device="cpu", max_new_tokens=4, micro_batch_size=2))
-    assert found == pytest.approx({"dev_accuracy": 0.5, "dev_reward": 0.2625, "dev_kl": 2.0,
-                                   "dev_reward_error": 0.2625, "dev_kl_error": 1.0})
+    config = reft_ppo.Config(warmup="warm-up")
+    found = variants.evaluate_reward_and_kl("policy", None, Task(partial=0.2), config)
+    assert found == pytest.approx({"dev_accuracy": 0.5, "dev_reward": 0.275, "dev_kl": 2.0,
+                                   "dev_reward_error": 0.275, "dev_kl_error": 1.0})
 
 
 def test_separate_value_learns_apart_from_the_policy():

@@ -1,5 +1,6 @@
-"""The rule on other engines. What calls an engine is skipped where that is not installed:
-bash scale/install.sh .venv-scale makes an environment where nothing is skipped."""
+"""The rule on other engines. Tests that call an engine are skipped if it is not installed:
+`bash scale/install.sh .venv-scale` makes an environment in which none is skipped."""
+
 import asyncio
 import importlib
 import importlib.util
@@ -9,8 +10,11 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
+import numpy
 import pyarrow.parquet
 import pytest
 import torch
@@ -18,14 +22,14 @@ from transformers import AutoModelForCausalLM
 
 import reft_ppo
 from plumbing.cli import HOME
+from plumbing.data import read_rows
 from scale import make_parquet, openrlhf_reward, trl_grpo, verl_reward
-from tests.test_house import FLOOR, imported
 from tests.tiny import byte_tokenizer, save_answers, save_tiny
-from verifier import format_prompt, reward
+from verifier import format_prompt
 
 SCALE = HOME / "scale"
 
-RESPONSES = [  # response, right answer, cot, choices, score
+RESPONSES = [  # response, right answer, cot, choices, score by hand
     ("9 x 2 = 18. The answer is 18.", "18", "nl", "", 1.0),
     ("9 x 2 = 17. The answer is 17.", "18", "nl", "", 0.1),
     ("It is 18.", "18", "nl", "", 0.0),  # not stated as the answer
@@ -33,61 +37,35 @@ RESPONSES = [  # response, right answer, cot, choices, score
     ("The answer is 3 or 4.", "4", "nl", "", 0.0),
     ("Half of 144 is 72.\n#### 72", "72", "nl", "", 1.0),
     (r"So it is \boxed{6/8}", "3/4", "nl", "", 1.0),
-    ("The answer is nan.", "18", "nl", "", 0.0),
     ("", "18", "nl", "", 0.0),
     ("The answer is 18.\n\nQuestion: 2 + 3?\nAnswer:\nThe answer is 5.", "18", "nl", "", 1.0),
     ("def solution():\n    return 18", "18", "program", "", 1.0),
     ("def solution():\n    return 17", "18", "program", "", 0.1),
     ("def solution():\n    daily = 75 - 28\n    return daily * 4", "188", "program", "", 1.0),
     ("def solution():\n    return 1 / 0", "18", "program", "", 0.0),
-    ("def solution():\n    return '$18.00'", "18", "program", "", 1.0),
     ("The answer is 18.", "18", "program", "", 0.0),
     ("The answer is (B).", "b", "nl", "abcde", 1.0),
     ("The answer is c.", "b", "nl", "abcde", 0.0),  # any letter is an answer: no 0.1
-    ("The answer is (a) or (b).", "b", "nl", "abcde", 0.0),
     ("The answer is f.", "f", "nl", "abcdef", 1.0),
 ]
 SCORES = [score for *_, score in RESPONSES]
+RIGHT = [float(score == 1) for score in SCORES]
+VERL_CALLS = [{"data_source": "minreft/gsm8k", "solution_str": response, "ground_truth": answer,
+               "extra_info": {"cot": cot, "choices": choices, "num_turns": 2}}
+              for response, answer, cot, choices, _ in RESPONSES]
 
 
-def as_verl_calls_it():
-    """The responses, as the keywords that verl calls a reward function by."""
-    return [{"data_source": "minreft/gsm8k", "solution_str": response, "ground_truth": answer,
-             "extra_info": {"cot": cot, "choices": choices, "num_turns": 2,
-                            "rollout_reward_scores": {}}}
-            for response, answer, cot, choices, _ in RESPONSES]
-
-
-# --- The rule, without an engine ---
-
-
-def test_the_expected_scores_are_the_rules():
-    assert len(RESPONSES) == 20 and {*SCORES} == {1.0, 0.1, 0.0}
-    assert SCORES == [reward(response, answer, cot, choices or None)
-                      for response, answer, cot, choices, _ in RESPONSES]
+# --- The reward functions ---
 
 
 def test_verl_reward_scores_by_hand():
-    assert [verl_reward.compute_score(**call) for call in as_verl_calls_it()] == SCORES
-    assert verl_reward.compute_score("x", "The answer is 17.", "18") == 0.1
-    assert verl_reward.compute_score("x", "The answer is 17.", "18", {}) == 0.1
+    assert [verl_reward.compute_score(**call) for call in VERL_CALLS] == SCORES
+    assert verl_reward.compute_score("x", "The answer is 17.", "18", None) == 0.1
 
 
 def test_verl_reward_keeps_a_wrong_number_out_of_the_accuracy():
-    found = [verl_reward.score_and_accuracy(**call) for call in as_verl_calls_it()]
-    assert [result["score"] for result in found] == SCORES
-    assert [result["acc"] for result in found] == [float(score == 1) for score in SCORES]
-
-
-def elsewhere(code, folder):
-    """What a new process prints as JSON that is given the 20 calls, runs in `folder` and knows no
-    path to the repository but that of the file."""
-    environment = {name: x for name, x in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(SCALE / "verl_reward.py"), str(HOME)], cwd=folder,
-        input=json.dumps(as_verl_calls_it()), capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    assert [verl_reward.score_and_accuracy(**call) for call in VERL_CALLS] == [
+        {"score": score, "acc": right} for score, right in zip(SCORES, RIGHT)]
 
 
 BY_PATH = """
@@ -95,48 +73,63 @@ import importlib.util, json, sys
 spec = importlib.util.spec_from_file_location("custom_module", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-assert sys.argv[2] not in sys.path
-print(json.dumps([module.compute_score(**call) for call in json.load(sys.stdin)]))
+score = module.compute_score
+"""
+BY_VERL = """
+import json, sys
+from hydra import compose, initialize_config_module
+from verl.trainer.ppo.reward import get_custom_reward_fn
+with initialize_config_module("verl.trainer.config", version_base=None):
+    config = compose("ppo_trainer", ["reward.custom_reward_function.path=" + sys.argv[1]])
+    ignored = compose("ppo_trainer", ["custom_reward_function.path=" + sys.argv[1]])
+assert get_custom_reward_fn(ignored) is None  # a trap: there is no error, and no function
+score = get_custom_reward_fn(config)
 """
 
 
-def test_verl_reward_finds_the_repository_from_elsewhere(tmp_path):
-    assert elsewhere(BY_PATH, tmp_path) == SCORES
+@pytest.mark.parametrize("load", [BY_PATH, BY_VERL], ids=["path", "verl"])
+def test_verl_reward_is_found_from_another_folder(load, tmp_path):
+    """In a new process, which has no path to the repository but that of the file."""
+    if load is BY_VERL:
+        pytest.importorskip("verl")
+    code = load + "assert sys.argv[2] not in sys.path\n" \
+                  "print(json.dumps([score(**call) for call in json.load(sys.stdin)]))"
+    environment = {name: x for name, x in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(SCALE / "verl_reward.py"), str(HOME)], cwd=tmp_path,
+        input=json.dumps(VERL_CALLS), capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == SCORES
 
 
 @pytest.mark.parametrize("end", ["", "<eos>", "</s>", "<|im_end|>\n<|endoftext|>", "<eos><pad>"])
-def test_openrlhf_reward_scores_by_hand(end):
-    """A response at a time, as OpenRLHF does: the prompt before it, special tokens after it."""
-    for response, answer, cot, _, score in RESPONSES:
-        prompt = format_prompt("How many?", cot)
-        found = openrlhf_reward.reward_func([prompt + response + end], [prompt], [answer])
-        assert found["rewards"].tolist() == found["scores"].tolist() == pytest.approx([score])
-        assert found["extra_logs"]["accuracy"].tolist() == [float(score == 1)]
+def test_openrlhf_reward_reads_past_special_tokens(end):
+    """The prompt stands before the response, and special tokens after it."""
+    prompts = [format_prompt("How many?", cot) for _, _, cot, _, _ in RESPONSES]
+    queries = [prompt + row[0] + end for prompt, row in zip(prompts, RESPONSES)]
+    for i, (_, answer, *_) in enumerate(RESPONSES):  # one at a time, as OpenRLHF calls it
+        found = openrlhf_reward.reward_func([queries[i]], [prompts[i]], [answer])
+        assert found["rewards"].tolist() == found["scores"].tolist() == pytest.approx([SCORES[i]])
+        assert found["extra_logs"]["accuracy"].tolist() == [RIGHT[i]]
 
 
-def test_openrlhf_reward_reads_no_answer_in_the_prompt():
-    prompt = "<|im_start|>user\nThe answer is 18. Why?<|im_end|>\n<|im_start|>assistant\n"
-    for response, score in [("So it was told.<|im_end|>", 0.0), ("The answer is 18.", 1.0)]:
-        found = openrlhf_reward.reward_func([prompt + response], [prompt], ["18"])
-        assert found["rewards"].tolist() == [score]
+def test_openrlhf_reward_scores_a_batch_and_not_its_prompts():
+    prompts = ["<|im_start|>user\nThe answer is 18. Why?<|im_end|>\n<|im_start|>assistant\n",
+               format_prompt("How many?"), format_prompt("How many?", "program")]
+    responses = ["It was so.<|im_end|>", "The answer is 17.", "def solution():\n    return 18<eos>"]
+    queries = [prompt + response for prompt, response in zip(prompts, responses)]
+    found = openrlhf_reward.reward_func(queries, prompts, ["18"] * 3)
+    assert found["rewards"].tolist() == pytest.approx([0.0, 0.1, 1.0])
 
 
-def test_openrlhf_reward_scores_a_batch():
-    prompts = [format_prompt("How many?", cot) for cot in ["nl", "program"]]
-    queries = [prompts[0] + "The answer is 17.", prompts[1] + "def solution():\n    return 18<eos>"]
-    found = openrlhf_reward.reward_func(queries, prompts, ["18", "18"])
-    torch.testing.assert_close(found["rewards"], torch.tensor([0.1, 1.0]))
+# --- The Parquet files ---
 
-
-# --- The files ---
-
-ROW = {"question": "What is 2 + 3? (a) 4 (b) 5", "cot": "2 + 3 = 5. The answer is b.",
-       "answer": "B"}
+ROW = {"question": "What is 2 + 3? (a) 4 (b) 5", "cot": "2 + 3 = 5. The answer is b."}
 
 
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory):
-    """The embedded task's first problems as programs, and a task with letters up to f: folders."""
+    """Two folders: the embedded task's first problems as programs, and a task with letters to f."""
     folder = tmp_path_factory.mktemp("parquet")
     make_parquet.main(["--cot=program", "--limit=8", f"--out={folder}/numbers"])
     (folder / "quiz").mkdir()
@@ -147,42 +140,39 @@ def parquet(tmp_path_factory):
     return folder
 
 
-def test_parquet_columns_round_trip(parquet):
-    table = pyarrow.parquet.read_table(parquet / "numbers" / "train.parquet")
-    prompt = ("Question: Daily, Gus picks 75 marbles and eats 28. By how many has the pile grown "
-              "after 4 days?\nProgram:\n")
-    assert len(table) == 8
-    assert table.slice(0, 1).to_pylist() == [{
+def rows_of(path):
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+def test_make_parquet_writes_the_problems(parquet):
+    problems = read_rows(HOME / "data" / "word_problems" / "train.jsonl")[:8]
+    prompts = [f"Question: {problem['question']}\nProgram:\n" for problem in problems]
+    assert rows_of(parquet / "numbers" / "train.parquet") == [{
         "data_source": "minreft/word_problems", "prompt": [{"role": "user", "content": prompt}],
-        "reward_model": {"style": "rule", "ground_truth": "188"},
-        "extra_info": {"cot": "program", "choices": ""}, "text": prompt, "answer": "188"}]
+        "reward_model": {"style": "rule", "ground_truth": problem["answer"]},
+        "extra_info": {"cot": "program", "choices": ""}, "text": prompt,
+        "answer": problem["answer"]} for prompt, problem in zip(prompts, problems)]
 
 
 @pytest.mark.parametrize("split, answers", [("train", "ab"), ("dev", "a"), ("test", "b")])
-def test_parquet_has_the_choices_of_the_whole_task(parquet, split, answers):
-    rows = pyarrow.parquet.read_table(parquet / "letters" / f"{split}.parquet").to_pylist()
+def test_make_parquet_writes_the_choices_of_all_problems(parquet, split, answers):
+    rows = rows_of(parquet / "letters" / f"{split}.parquet")
     assert [row["answer"] for row in rows] == list(answers)
-    for row in rows:
-        assert row["extra_info"] == {"cot": "nl", "choices": "abcdef"}
-        assert row["text"] == f"Question: {ROW['question']}\nAnswer:\n"
-        score = verl_reward.compute_score(
-            row["data_source"], f"The answer is {row['answer']}.",
-            row["reward_model"]["ground_truth"], row["extra_info"])
-        assert score == 1.0
+    assert all(row["extra_info"] == {"cot": "nl", "choices": "abcdef"} for row in rows)
 
 
-# --- The settings of verl_reft.sh ---
+# --- verl_reft.sh and verl ---
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A tiny model's folder, with a space in its name."""
+    """A tiny model's folder, with a space in its path."""
     return save_tiny(tmp_path_factory.mktemp("a model"))
 
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory, parquet, model):
-    """The arguments that the script hands to python, as bash makes them."""
+    """The arguments that the script gives to python, after bash has read them."""
     folder = tmp_path_factory.mktemp("bin")
     (folder / "python").write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
     (folder / "python").chmod(0o755)
@@ -197,30 +187,28 @@ def overrides(tmp_path_factory, parquet, model):
 
 
 def test_verl_reft_has_the_values_of_reft_ppo(overrides):
-    args, found = reft_ppo.Config(), dict(line.split("=", 1) for line in overrides)
-    assert len(found) == len(overrides) > 40
+    config, found = reft_ppo.Config(), dict(line.split("=", 1) for line in overrides)
     actor = "actor_rollout_ref.actor."
     for key, value in {
-            "algorithm.gamma": args.gamma, "algorithm.lam": args.lam,
-            "algorithm.kl_ctrl.kl_coef": args.kl_coef, f"{actor}clip_ratio": args.clip_eps,
-            f"{actor}clip_ratio_low": args.clip_eps, f"{actor}clip_ratio_high": args.clip_eps,
-            "critic.cliprange_value": args.clip_eps, "data.train_batch_size": args.batch_size,
-            f"{actor}ppo_mini_batch_size": args.minibatch_size or 128,
-            f"{actor}ppo_epochs": args.ppo_epochs, "actor_rollout_ref.rollout.n": 1,
+            "algorithm.gamma": config.gamma, "algorithm.lam": config.lam,
+            "algorithm.kl_ctrl.kl_coef": config.kl_coef, f"{actor}clip_ratio": config.clip_eps,
+            f"{actor}clip_ratio_low": config.clip_eps, f"{actor}clip_ratio_high": config.clip_eps,
+            "critic.cliprange_value": config.clip_eps, "data.train_batch_size": config.batch_size,
+            f"{actor}ppo_mini_batch_size": config.minibatch_size,
+            f"{actor}ppo_epochs": config.ppo_epochs, "actor_rollout_ref.rollout.n": 1,
             "actor_rollout_ref.rollout.temperature": 1}.items():
         assert float(found[key]) == value, key
     assert found["reward.custom_reward_function.path"] == str(SCALE / "verl_reward.py")
     assert callable(getattr(verl_reward, found["reward.custom_reward_function.name"]))
-    assert not any(key.startswith("custom_reward_function") for key in found)
 
 
-def test_verl_reft_asks_for_what_it_needs():
+def test_verl_reft_asks_for_the_model():
     done = subprocess.run(["bash", SCALE / "verl_reft.sh"], capture_output=True, text=True,
                           env={"PATH": os.environ["PATH"]})
     assert done.returncode != 0 and "MODEL" in done.stderr
 
 
-def test_verl_reft_has_a_template_that_adds_nothing_to_the_prompt(overrides):
+def test_verl_reft_template_adds_nothing_to_the_prompt(overrides):
     [template] = [line.split("=", 1)[1][1:-1] for line in overrides if "chat_template" in line]
     prompt = format_prompt("Is 3 < 5 & \"so\" {{ on }}?")
     assert byte_tokenizer().apply_chat_template(
@@ -228,260 +216,198 @@ def test_verl_reft_has_a_template_that_adds_nothing_to_the_prompt(overrides):
         add_generation_prompt=True) == prompt
 
 
-@pytest.mark.parametrize("path", sorted(x for x in SCALE.glob("*.*")
-                                               if not x.name.startswith("test_")), ids=lambda path: path.name)
-def test_a_file_of_scale_is_short_and_imports_from_below(path):
-    lines = path.read_text().splitlines()
-    assert len(lines) <= 250 and max(map(len, lines)) <= 100
-    if path.suffix == ".py":
-        assert all(FLOOR.get(name, 0) < FLOOR["scale"] for name in imported(path))
-
-
-# --- verl ---
-
-
-@pytest.fixture(scope="module")
-def verl():
-    verl = pytest.importorskip("verl", reason="verl is not installed")
-    pytest.importorskip("hydra", reason="hydra is not installed")
-    return verl
-
-
-def composed(settings):
-    """verl's configuration with these overrides: hydra refuses a key that is not in it."""
+def compose_config(settings):
+    """verl's configuration with these overrides. hydra refuses a key that it does not know."""
+    pytest.importorskip("verl")
     from hydra import compose, initialize_config_module
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer", overrides=settings)
 
 
 @pytest.fixture(scope="module")
-def config(verl, overrides):
-    return composed(overrides)
+def config(overrides):
+    return compose_config(overrides)
 
 
-def test_verl_knows_each_key_of_verl_reft(verl, overrides, config):
+def test_verl_knows_each_key_of_verl_reft(overrides, config):
     from omegaconf import OmegaConf
-    missing = object()
     for key, value in (line.split("=", 1) for line in overrides):
-        found = OmegaConf.select(config, key, default=missing)
-        assert found is not missing, key
+        found = OmegaConf.select(config, key, default="missing")
+        assert found != "missing", key
         if re.fullmatch("[-0-9.e]+|True|False", value):
             assert float(found) == float({"True": 1, "False": 0}.get(value, value)), key
-
-
-@pytest.mark.parametrize("key", ["reward.custom_reward_function.paths", "actor.clip_ratio",
-                                 "algorithm.kl_coef", "critic.ppo_epoch", "data.seed_of_mine"])
-def test_verl_refuses_a_key_that_it_does_not_know(verl, overrides, key):
-    from hydra.errors import ConfigCompositionException
-    with pytest.raises(ConfigCompositionException):
-        composed([*overrides, f"{key}=1"])
+    with pytest.raises(Exception, match="clip_ratios"):
+        compose_config([*overrides, "actor_rollout_ref.actor.clip_ratios=1"])
 
 
 def test_verl_knows_each_key_that_the_page_names(config):
     from omegaconf import OmegaConf
-    keys = re.findall(r"[` ]((?:actor_rollout_ref|critic|data|reward|trainer)(?:\.\w+)+)[=`]",
-                      (HOME / "docs" / "scale.md").read_text() + "trainer.critic_warmup=")
+    page = (HOME / "docs" / "scale.md").read_text() + "trainer.critic_warmup="
+    keys = re.findall(r"[` ]((?:actor_rollout_ref|critic|data|reward|trainer)(?:\.\w+)+)[=`]", page)
     assert len(keys) >= 5
     for key in keys:
         assert OmegaConf.select(config, key, default="missing") != "missing", key
 
 
-def test_verl_takes_the_configuration_as_a_whole(config, model):
+def test_verl_validates_the_configuration(config, model):
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import omega_conf_to_dataclass, validate_config
     assert need_critic(config) and need_reference_policy(config)
     validate_config(config, use_reference_policy=True, use_critic=True)
     assert omega_conf_to_dataclass(config.actor_rollout_ref.model).path == model
-    critic = omega_conf_to_dataclass(config.critic)  # these it takes over from the actor
+    critic = omega_conf_to_dataclass(config.critic)  # it takes these values from the actor
     assert (critic.ppo_epochs, critic.ppo_mini_batch_size, critic.loss_agg_mode) == (
         2, 128, "seq-mean-token-mean")
 
 
-VERLS_LOADER = """
-import json, sys
-from hydra import compose, initialize_config_module
-from verl.trainer.ppo.reward import get_custom_reward_fn
-with initialize_config_module("verl.trainer.config", version_base=None):
-    config = compose("ppo_trainer", ["reward.custom_reward_function.path=" + sys.argv[1]])
-    ignored = compose("ppo_trainer", ["custom_reward_function.path=" + sys.argv[1]])
-assert get_custom_reward_fn(ignored) is None  # the trap: no error, and no function
-score = get_custom_reward_fn(config)
-print(json.dumps([score(**call) for call in json.load(sys.stdin)]))
-"""
-
-
-def test_verl_loads_the_reward_from_elsewhere(verl, tmp_path):
-    assert elsewhere(VERLS_LOADER, tmp_path) == SCORES
-
-
-def test_verl_stops_where_it_does_not_find_our_reward(verl, parquet):
-    """Of a name that it knows it would make a score of its own."""
+def test_verl_stops_if_it_does_not_find_our_reward(config, parquet):
+    """If it knew the name of the data, it would score by a rule of its own."""
     from verl.utils.reward_score import default_compute_score
-    [row, *_] = pyarrow.parquet.read_table(parquet / "letters" / "dev.parquet").to_pylist()
+    [row, *_] = rows_of(parquet / "letters" / "dev.parquet")
     with pytest.raises(NotImplementedError):
         default_compute_score(row["data_source"], "The answer is a.", "a", row["extra_info"])
 
 
-def test_verls_reward_manager_scores_by_hand(config):
-    """Token ids in, with the EOS; a score and the accuracy out."""
-    import numpy as np
+def test_verl_reward_manager_scores_by_hand(config):
+    """From token ids, with the EOS, to a score and the accuracy."""
     from verl import DataProto
     from verl.trainer.ppo.reward import load_reward_manager
     tokenizer = byte_tokenizer()
 
-    async def scored():
-        manager = load_reward_manager(config, tokenizer)
-        for call in as_verl_calls_it():
+    async def score_all():
+        manager, found = load_reward_manager(config, tokenizer), []
+        for call in VERL_CALLS:
             ids = torch.tensor([tokenizer(call["solution_str"] + "<eos>")["input_ids"]])
             columns = {"data_source": call["data_source"], "extra_info": call["extra_info"],
                        "reward_model": {"ground_truth": call["ground_truth"]}}
-            yield await manager.run_single(DataProto.from_dict(
+            found.append(await manager.run_single(DataProto.from_dict(
                 {"responses": ids, "attention_mask": torch.ones_like(ids)},
-                {name: np.array([x], dtype=object) for name, x in columns.items()}))
+                {name: numpy.array([x], dtype=object) for name, x in columns.items()})))
+        return found
 
-    async def gathered():
-        return [result async for result in scored()]
-    found = asyncio.run(gathered())
+    found = asyncio.run(score_all())
     assert [result["reward_score"] for result in found] == SCORES
-    assert [result["reward_extra_info"]["acc"] for result in found] == [
-        float(score == 1) for score in SCORES]
+    assert [result["reward_extra_info"]["acc"] for result in found] == RIGHT
 
 
-def test_verls_prompt_is_ours_to_the_token(config):
-    """From the Parquet file by verl's data set and verl's template to the ids that it samples
-    from."""
+def test_verl_prompt_has_our_tokens(config):
+    """From the Parquet file, by verl's data set and the script's template, to token ids."""
     from verl.utils.config import omega_conf_to_dataclass
     from verl.utils.dataset.rl_dataset import RLHFDataset
     from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
     tokenizer = omega_conf_to_dataclass(config.actor_rollout_ref.model).tokenizer
     rows = RLHFDataset(config.data.train_files, tokenizer, config.data)
-    assert len(rows) == 2
     builder = create_continuous_token_builder(tokenizer, hf_model_type="llama")
-    assert builder.build_initial_tokens(rows[0]["raw_prompt"]) == tokenizer(
+    assert len(rows) == 2 and builder.build_initial_tokens(rows[0]["raw_prompt"]) == tokenizer(
         f"Question: {ROW['question']}\nAnswer:\n")["input_ids"]
 
 
-def test_verls_losses_are_ours(config):
-    """With the script's values: KL in the reward, GAE, clipped losses and their means, where ratios
-    and values have moved far."""
+def test_verl_losses_are_those_of_reft_ppo(config):
+    """With the script's values, and ratios and values that have moved far."""
     from verl.trainer.ppo import core_algos
     from verl.utils.config import omega_conf_to_dataclass
     actor, algorithm, critic = config.actor_rollout_ref.actor, config.algorithm, config.critic
     torch.manual_seed(0)
     mask = torch.arange(12) < torch.tensor([12, 3, 1, 7, 12])[:, None]
-    old, new, reference, values, moved = torch.randn(5, *mask.shape)
-    new, scores = old + 2 * new, torch.tensor([1.0, 0.1, 0.0, 1.0, 0.1])
+    old, new, ref, old_values, values = torch.randn(5, *mask.shape)
+    new, values, scores = old + 2 * new, old_values + values, torch.tensor([1, 0.1, 0, 1, 0.1])
 
-    last = mask & ~torch.nn.functional.pad(mask, (0, 1))[:, 1:]
-    kl = core_algos.kl_penalty(old, reference, algorithm.kl_penalty) * mask
-    rewards = scores[:, None] * last - algorithm.kl_ctrl.kl_coef * kl
-    torch.testing.assert_close(rewards, reft_ppo.token_rewards(scores, old, reference, mask, 0.05))
+    is_last = mask & ~torch.nn.functional.pad(mask, (0, 1))[:, 1:]
+    kl = core_algos.kl_penalty(old, ref, algorithm.kl_penalty) * mask
+    rewards = scores[:, None] * is_last - algorithm.kl_ctrl.kl_coef * kl
+    torch.testing.assert_close(rewards, reft_ppo.token_rewards(scores, old, ref, mask, 0.05))
 
-    advantages, returns = core_algos.compute_gae_advantage_return(
-        rewards, values, mask.float(), algorithm.gamma, algorithm.lam)
-    raw, ours = reft_ppo.compute_gae(rewards, values, mask, gamma=1.0, lam=1.0)
+    theirs, returns = core_algos.compute_gae_advantage_return(
+        rewards, old_values, mask.float(), algorithm.gamma, algorithm.lam)
+    advantages, ours = reft_ppo.compute_gae(rewards, old_values, mask, gamma=1.0, lam=1.0)
     torch.testing.assert_close(returns[mask], ours[mask])
-    count = mask.sum()  # verl's deviation is the unbiased one
-    white = reft_ppo.whiten(raw, mask)
-    torch.testing.assert_close(advantages[mask], white[mask] * ((count - 1) / count).sqrt())
+    count, white = mask.sum(), reft_ppo.whiten(advantages, mask)  # theirs: the unbiased variance
+    torch.testing.assert_close(theirs[mask], white[mask] * ((count - 1) / count).sqrt())
 
     loss, metrics = core_algos.compute_policy_loss_vanilla(
         old, new, white, mask.float(), actor.loss_agg_mode, omega_conf_to_dataclass(actor))
     torch.testing.assert_close(loss, reft_ppo.policy_loss(new, old, white, mask, 0.2))
     assert metrics["actor/pg_clipfrac_lower"] == 0  # no second clip
-    loss, _ = core_algos.compute_value_loss(values + moved, ours, values, mask.float(),
+    loss, _ = core_algos.compute_value_loss(values, ours, old_values, mask.float(),
                                             critic.cliprange_value, critic.loss_agg_mode)
-    torch.testing.assert_close(loss, reft_ppo.value_loss(values + moved, values, ours, mask, 0.2))
+    torch.testing.assert_close(loss, reft_ppo.value_loss(values, old_values, ours, mask, 0.2))
 
 
 # --- OpenRLHF ---
 
-
-@pytest.fixture(scope="module")
-def openrlhf():
-    for name in ["openrlhf", "pylatexenc", "aiohttp"]:  # itself, and what it imports
-        pytest.importorskip(name, reason=f"{name} is not installed")
-    return importlib.import_module("openrlhf.utils.agent")
+COMMAND = re.search(r"train_ppo_ray(.*?)\n\n", openrlhf_reward.__doc__, re.S)[1]
+FLAGS = shlex.split(COMMAND.replace("\\", " "))
+FLAGS = dict(zip(FLAGS[::2], FLAGS[1::2], strict=True))
 
 
-class Engine:
-    """What stands in vLLM's place: it answers with these ids."""
+class FakeEngine:
+    """Stands for vLLM: every request gets these token ids."""
 
     def __init__(self, ids):
-        self.output = type("Output", (), {"token_ids": ids, "finish_reason": "stop"})
+        output = SimpleNamespace(token_ids=ids, finish_reason="stop")
+        self.request = SimpleNamespace(outputs=[output])
 
     async def generate(self, *args, **kwargs):
-        return type("Request", (), {"outputs": [self.output]})
+        return self.request
 
 
-def test_openrlhfs_executor_gets_its_dictionary(openrlhf, monkeypatch, tmp_path):
+def test_openrlhf_executor_gets_the_scores(monkeypatch, tmp_path):
+    for name in ["openrlhf", "pylatexenc", "aiohttp"]:  # itself, and what it imports
+        pytest.importorskip(name)
+    agent = importlib.import_module("openrlhf.utils.agent")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(HOME))])
-    executor = openrlhf.SingleTurnAgentExecutor([str(SCALE / "openrlhf_reward.py")])
-    tokenizer = byte_tokenizer()
-    sampling = type("Sampling", (), {"max_tokens": 200, "logprobs": None})
-    for response, answer, cot, _, score in RESPONSES:
+    executor = agent.SingleTurnAgentExecutor([str(SCALE / "openrlhf_reward.py")])
+    tokenizer, sampling = byte_tokenizer(), SimpleNamespace(max_tokens=200, logprobs=None)
+    for (response, answer, cot, _, score), right in zip(RESPONSES, RIGHT):
         ids = tokenizer(response)["input_ids"] + [tokenizer.eos_token_id]
         found = asyncio.run(executor.execute(format_prompt("How many?", cot), answer, sampling,
-                                             1000, tokenizer, Engine(ids)))
-        assert torch.tensor([found["reward"]]).tolist() == pytest.approx([score])
-        assert found["scores"].shape == (1,)
-        assert found["extra_logs"]["accuracy"].tolist() == [float(score == 1)]
+                                             1000, tokenizer, FakeEngine(ids)))
+        assert float(found["reward"]) == pytest.approx(score)
+        assert found["extra_logs"]["accuracy"].tolist() == [right]
 
 
-def test_openrlhf_reads_the_parquet_columns(openrlhf, parquet):
-    from openrlhf.datasets.prompts_dataset import preprocess_data
-    flags = dict(zip(FLAGS[::2], FLAGS[1::2]))
-    rows = datasets.Dataset.from_parquet(str(parquet / "numbers" / "train.parquet"))
-    prompt, label = preprocess_data(rows[0], input_key=flags["--data.input_key"],
-                                    label_key=flags["--data.label_key"])
+def test_openrlhf_reads_the_parquet_columns(parquet):
+    preprocess = pytest.importorskip("openrlhf.datasets.prompts_dataset").preprocess_data
+    [row, *_] = datasets.Dataset.from_parquet(str(parquet / "numbers" / "train.parquet"))
+    prompt, label = preprocess(row, input_key=FLAGS["--data.input_key"],
+                               label_key=FLAGS["--data.label_key"])
     assert prompt.endswith("after 4 days?\nProgram:\n") and label == "188"
 
 
-FLAGS = shlex.split(re.search(r"train_ppo_ray(.*?)\n\n", openrlhf_reward.__doc__,
-                              re.S)[1].replace("\\", " "))
-
-
-def test_openrlhf_knows_each_flag_of_the_command(openrlhf):
-    """By its source: importing the script takes vLLM."""
-    source = importlib.util.find_spec("openrlhf.cli.train_ppo_ray").origin
-    with open(source) as file:
-        known = set(re.findall(r'add_argument\(\s*"(--[\w.]+)"', file.read()))
-    assert len(FLAGS) == 36 and set(FLAGS[::2]) <= known
+def test_openrlhf_knows_each_flag_of_the_command():
+    """Read from its source, because importing it needs vLLM."""
+    pytest.importorskip("openrlhf")
+    source = Path(importlib.util.find_spec("openrlhf.cli.train_ppo_ray").origin).read_text()
+    assert len(FLAGS) == 18
+    assert FLAGS.keys() <= set(re.findall(r'add_argument\(\s*"(--[\w.]+)"', source))
 
 
 # --- TRL ---
 
 
-def test_trl_grpo_shows_its_help(capsys):
-    with pytest.raises(SystemExit):
-        trl_grpo.main(["--help"])
-    assert "--samples-per-question" in capsys.readouterr().out
-
-
-def test_trl_grpo_wants_a_batch_of_whole_groups(capsys):
+def test_trl_grpo_needs_a_batch_of_whole_groups(capsys):
     with pytest.raises(SystemExit):
         trl_grpo.main(["--batch-size=10", "--samples-per-question=4"])
     assert "--batch-size 10" in capsys.readouterr().err
 
 
 def test_trl_grpo_trains_two_steps(tmp_path, monkeypatch):
-    pytest.importorskip("trl", reason="TRL is not installed")
-    rule, seen = trl_grpo.reward_func, []
+    pytest.importorskip("trl")
+    reward_func, seen = trl_grpo.reward_func, []
 
-    def reward_func(completions, prompts, **kwargs):
+    def record(completions, prompts, **kwargs):
         seen.extend(prompts)
-        return rule(completions, prompts=prompts, **kwargs)
-    monkeypatch.setattr(trl_grpo, "reward_func", reward_func)
-    model = save_answers(tmp_path / "answers")  # whose responses score 0.1 or 1, but for a few
+        return reward_func(completions, prompts=prompts, **kwargs)
+
+    monkeypatch.setattr(trl_grpo, "reward_func", record)
+    model = save_answers(tmp_path / "answers")  # most of its responses score 0.1 or 1
     AutoModelForCausalLM.from_pretrained(model, dtype="bfloat16").save_pretrained(model)
     trl_grpo.main([f"--model={model}", "--steps=2", "--batch-size=8", "--max-new-tokens=8",
                    "--limit=8", "--device=cpu", f"--out={tmp_path}/run"])
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
-    logged = [entry for entry in state["log_history"] if "reward" in entry]
-    assert len(logged) == 2
-    assert all(0.05 < entry["rewards/reward_func/mean"] <= 1 for entry in logged)
-    assert len(seen) == 16  # two of them the same four times, in each step
-    assert {prompt[:10] + prompt[-10:] for prompt in seen} == {"Question: ?\nAnswer:\n"}
+    rewards = [log["rewards/record/mean"] for log in state["log_history"] if "reward" in log]
+    assert len(rewards) == 2 and all(0.05 < x <= 1 for x in rewards)
+    assert len(seen) == 16 and all(prompt.startswith("Question: ") for prompt in seen)
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype="auto")
     assert trained.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""The embedded tasks, as their generators make them; and preference pairs."""
+"""The embedded tasks, as their generators make them."""
 
 import filecmp
 import json
@@ -17,7 +17,7 @@ import make_word_problems  # noqa: E402
 import pretrain_base  # noqa: E402
 import pretrain_records  # noqa: E402
 from graders import load_grader  # noqa: E402
-from plumbing.data import hold_out, load_pairs, make_pairs, split_conversation  # noqa: E402
+from plumbing.data import hold_out  # noqa: E402
 
 SPLITS = {"train": 1000, "dev": 200, "test": 500}
 
@@ -64,38 +64,6 @@ def test_mcq_twin_has_the_same_problems_and_one_right_option(split):
         assert options[twin["answer"]] == problem["answer"]
         assert twin["cot"] == problem["cot"].replace(
             f"The answer is {problem['answer']}.", f"The answer is {twin['answer']}.")
-
-
-def test_mcq_twin_has_typical_mistakes_by_hand():
-    """2 boxes of 47 and 28: 94, the step before; 66 = 94 - 28; and slips of 122."""
-    problem = {"question": "?", "answer": "122", "cot": "47 x 2: 40 x 2 = 80, 7 x 2 = 14, "
-               "80 + 14 = 94. 94 + 28 = 122. The answer is 122."}
-    twin = make_word_problems.to_choices(random.Random(0), problem)
-    options = {int(x) for x in re.findall(r"\) (\d+)", twin["question"])}
-    assert options > {94, 66, 122} and all(
-        abs(x - 122) in (1, 2, 10, 20) for x in options - {94, 66, 122})
-
-
-def test_word_problems_mix_letters_and_styles():
-    """No letter pays more than another. Solutions are short or careful."""
-    letters = [twin["answer"] for twin in read("train", "word_problems_mcq")]
-    assert all(170 < letters.count(letter) < 230 for letter in "abcde")
-    problems = read("train")
-    careful_words = sum(": " in p["cot"] for p in problems) / len(problems)
-    careful_programs = sum(" = " in p["program"] for p in problems) / len(problems)
-    assert 0.22 < careful_words < 0.35  # a step by a round or one-digit number has but one way
-    assert 0.45 < careful_programs < 0.55
-    careful = sum("working" in row["messages"][1]["content"] for row in read_records("train"))
-    assert 0.2 < careful / SPLITS["train"] < 0.3
-
-
-def test_write_step_careful_by_hand():
-    write = make_word_problems.write_step
-    assert write(47, "+", 28, False) == "47 + 28: 47 + 20 = 67, 67 + 8 = 75."
-    assert write(275, "-", 108, False) == "275 - 108: 275 - 100 = 175, 175 - 8 = 167."
-    assert write(47, "x", 6, False) == "47 x 6: 40 x 6 = 240, 7 x 6 = 42, 240 + 42 = 282."
-    assert write(47, "+", 20, False) == write(47, "+", 20, True) == "47 + 20 = 67."
-    assert write(47, "+", 28, True) == "47 + 28 = 75."
 
 
 def test_base_text_knows_none_of_the_tasks_kinds():
@@ -176,17 +144,6 @@ def test_records_grader_by_hand():
     assert [x["score"] for x in found] == pytest.approx([1, 0.8, 0.9, 1, 0.8, 0])
 
 
-def test_records_names_are_the_same_tokens_in_text_and_json():
-    """What a small model copies has to be one and the same thing."""
-    from transformers import AutoTokenizer
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "records" / "base_model")
-    for name in [*make_records.FIRST, *make_records.CITIES, *make_records.UNIVERSITIES]:
-        ids = tokenizer(name)["input_ids"]
-        for text in [f"of {name}.", f'"{name}"']:
-            inside = tokenizer(text)["input_ids"]
-            assert any(inside[i:i + len(ids)] == ids for i in range(len(inside))), (name, text)
-
-
 def test_records_base_text_knows_neither_people_nor_keys():
     text = "\n".join(pretrain_records.documents(random.Random(0), 3000))
     for unknown in ["Question", "Answer", "Write", "born", '"name"', "niversity", '"city"',
@@ -196,114 +153,12 @@ def test_records_base_text_knows_neither_people_nor_keys():
         assert row["messages"][0]["content"].split("\n")[1] not in text
 
 
-# --- Preference pairs ---
+# --- Preference pairs (others of their tests are in test_dpo.py) ---
 
 
-def responses(prompt, *texts, ended=True):
-    """Texts that begin with + are right."""
-    return [{"prompt": prompt, "response": text[1:], "correct": text[0] == "+", "ended": ended,
-             "score": float(text[0] == "+")} for text in texts]
-
-
-def test_make_pairs_by_hand():
-    """Five questions of four responses: all right, mixed, all wrong, one whose only wrong response
-    was cut off, and one whose responses were all cut off."""
-    graded = [*responses("a", "+a", "+a", "+b", "+b"), *responses("mixed", "+a", "-b", "+a", "-c"),
-              *responses("b", "-a", "-a", "-b", "-b"), *responses("c", "+a", "+a", "+a"),
-              *responses("c", "-b", ended=False),
-              *responses("d", "+a", "+a", "-b", "-b", ended=False)]
-    pairs, counts = make_pairs(graded, 4, 8)
-    assert sorted((p["prompt"], p["chosen"], p["rejected"]) for p in pairs) == [
-        ("mixed", "a", "b"), ("mixed", "a", "c")]
-    assert counts == {"questions": 5, "responses": 20, "cut_off": 5, "paired": 1, "all_right": 2,
-                      "all_wrong": 1, "all_cut_off": 1, "pairs": 2}
-
-
-def test_make_pairs_by_score_prefers_the_better_of_two():
-    """Also of two right ones, and of two wrong ones. Equal scores make no pair."""
-    graded = responses("q", "+a", "+b", "-c", "-d")
-    for response, score in zip(graded, [0.9, 0.8, 0.8, -2.0]):
-        response["score"] = score
-    pairs, _ = make_pairs(graded, 4, 8, by="score")
-    assert sorted(p["chosen"] + p["rejected"] for p in pairs) == ["ab", "ac", "ad", "bd", "cd"]
-
-
-def test_make_pairs_takes_at_most_so_many_and_none_twice():
-    graded = responses("q", *(f"{sign}{i}{sign}" for i in range(5) for sign in "+-"))
-    for most in [1, 7, 25, 100]:
-        pairs, _ = make_pairs(graded, 10, most)
-        assert len(pairs) == len({(p["chosen"], p["rejected"]) for p in pairs}) == min(most, 25)
-        assert all("+" in p["chosen"] and "-" in p["rejected"] for p in pairs)
-
-
-def test_split_conversation_by_hand():
-    """The prompt is what both share, up to the last turn in common; what follows is the response.
-    """
-    start = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
-    assert split_conversation(start + " Good bye", start + " Go on") == {
-        "prompt": start, "chosen": " Good bye", "rejected": " Go on"}
-    one = "\n\nHuman: Hi\n\nAssistant: A\n\nHuman: B\n\nAssistant: C"
-    assert split_conversation(one, "\n\nHuman: Hi\n\nAssistant: D") == {
-        "prompt": "\n\nHuman: Hi\n\nAssistant:", "rejected": " D",
-        "chosen": " A\n\nHuman: B\n\nAssistant: C"}
-    assert split_conversation("yes", "no")["prompt"] == ""
-
-
-PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
-
-
-@pytest.mark.parametrize("name", ["pairs.jsonl", "runs[1].jsonl", "a::b.jsonl", "pairs.json"])
-def test_load_pairs_reads_files_and_folders(name, tmp_path):
-    """Brackets and colons in a path are a pattern elsewhere. A folder is laid out as on the hub."""
-    talk = {"chosen": "\n\nHuman: Q\n\nAssistant: a", "rejected": "\n\nHuman: Q\n\nAssistant: b"}
-    split = {"prompt": "\n\nHuman: Q\n\nAssistant:", "chosen": " a", "rejected": " b"}
-    rows = [PAIR | {"more": 1}, PAIR, talk]
-    (tmp_path / name).write_text(json.dumps(rows) if name == "pairs.json" else
-                                 "\n".join(map(json.dumps, rows)))
-    assert load_pairs(str(tmp_path / name)) == [PAIR, PAIR, split]
-    (tmp_path / "hub_set").mkdir()
-    (tmp_path / "hub_set/train.jsonl").write_text(json.dumps(talk))
-    assert load_pairs(str(tmp_path / "hub_set")) == [split]
-
-
-@pytest.mark.parametrize("rows, word", [
-    ([{"prompt": "Q", "chosen": "a"}], "row 1"), ([PAIR | {"chosen": 1}], "its chosen is 1"),
-    ([PAIR, PAIR | {"rejected": [{"role": "user", "content": "a"}]}], "row 2"),
-    ([PAIR, PAIR, ["Q", "a", "b"]], "row 3"), ([PAIR, None], "row 2"), ([], "is empty"),
-    ([{"chosen": "yes", "rejected": "no"}], "do not begin alike"),
-    ([PAIR | {"prompt": ""}], "has no prompt"), (None, "cannot be read")])
-def test_load_pairs_bad_input_is_one_sentence(rows, word, tmp_path, capsys):
-    if rows is not None:
-        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+def test_hold_out_needs_three_prompts_and_one_each_will_do(capsys):
+    pairs = [{"prompt": prompt} for prompt in "aabbcc"]
+    assert [len(part) for part in hold_out(pairs)] == [2, 2, 2]
     with pytest.raises(SystemExit) as stopped:
-        load_pairs(str(tmp_path / "pairs.jsonl"))
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and word in error and error.count("\n") == 1
-
-
-def test_hold_out_keeps_a_prompts_pairs_together(capsys):
-    """Of 40 prompts, 2 each for dev and test. Of three prompts, one each."""
-    pairs = [{"prompt": f"{i // 3}", "chosen": f"{i}", "rejected": ""} for i in range(120)]
-    parts = hold_out(pairs)
-    assert [len(part) for part in parts] == [108, 6, 6]
-    prompts = [{p["prompt"] for p in part} for part in parts]
-    assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
-    assert [len(part) for part in hold_out(pairs, most=4)] == [108, 4, 4]
-    assert [len(part) for part in hold_out(pairs[:9])] == [3, 3, 3]
-    with pytest.raises(SystemExit) as stopped:
-        hold_out(pairs[:6])
+        hold_out(pairs[:4])
     assert stopped.value.code == 2 and "fewer than three prompts" in capsys.readouterr().err
-
-
-def test_hold_out_is_the_same_for_every_seed_and_mixes_prompts():
-    """Half of the prompts begin with a, half with b: in alphabetical order dev had only one kind.
-    """
-    pairs = [{"prompt": f"{'ab'[i % 2]} {i}", "chosen": "", "rejected": ""} for i in range(400)]
-    parts = []
-    for seed in [1, 2]:
-        random.seed(seed)
-        parts.append(hold_out(pairs))
-    assert parts[0] == parts[1]
-    for part, size in zip(parts[0], [360, 20, 20]):
-        assert len(part) == size
-        assert 0.2 < sum(pair["prompt"][0] == "a" for pair in part) / size < 0.8

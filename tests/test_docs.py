@@ -1,6 +1,7 @@
-"""What the pages name has to exist: functions, files, headings, flags."""
+"""What the pages name has to exist: functions, files, headings, scripts and their flags."""
+
 import dataclasses
-import importlib
+import importlib.util
 import re
 
 import pytest
@@ -27,10 +28,10 @@ def test_every_function_named_exists(page):
 
 
 def test_the_derivations_name_the_formulas():
-    named = set(code_of(HOME / "docs" / "papers.md"))
-    assert named >= {"sft.sft_loss", "reft_ppo.token_rewards", "reft_ppo.compute_gae",
-                     "reft_ppo.policy_loss", "reft_ppo.value_loss", "grpo.group_advantages",
-                     "grpo.grpo_loss", "grpo.k3", "dpo.dpo_loss", "reward_model.pairwise_loss"}
+    assert set(code_of(HOME / "docs" / "papers.md")) >= {
+        "sft.sft_loss", "reft_ppo.token_rewards", "reft_ppo.compute_gae", "reft_ppo.policy_loss",
+        "reft_ppo.value_loss", "grpo.group_advantages", "grpo.grpo_loss", "grpo.k3", "dpo.dpo_loss",
+        "reward_model.pairwise_loss"}
 
 
 def headings(page):
@@ -49,17 +50,30 @@ def test_every_link_leads_somewhere(page):
             assert not anchor or anchor in headings(file), target
 
 
+SCRIPTS = ["sft", "reft_ppo", "grpo", "dpo", "self_training", "reward_model", "eval"]
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+FLAGS = {name: {as_flag(field.name) for field in dataclasses.fields(
+    importlib.import_module(name).Config)} | {"--help"} for name in SCRIPTS}
+OTHERS = {flag for folder in [".", "benchmarks", "course", "data", "experiments", "scale"]
+          for path in (HOME / folder).glob("*.py") if not path.name.startswith("test_")
+          for flag in re.findall(r'"(--[a-z][a-z-]*)"', path.read_text())}
+
+
 @PAGES
 def test_every_flag_named_exists(page):
-    files = [path for path in [*HOME.glob("*.py"), *HOME.glob("*/*.py")]
-             if not path.name.startswith("test_")]
-    flags = {flag for path in files for flag in re.findall(r'"(--[a-z][a-z-]*)"', path.read_text())}
-    for script in ["sft", "reft_ppo", "grpo", "dpo", "self_training", "reward_model", "eval"]:
-        fields = dataclasses.fields(importlib.import_module(script).Config)
-        flags |= {as_flag(field.name) for field in fields}
-    flags |= {"--help", "--kl"}  # argparse's own; an example of one that does not exist
-    for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", page.read_text()):
-        assert flag in flags, flag
+    """A command's flags are those of its script. --kl_coef is an example of a mistake."""
+    text = page.read_text().replace("--kl_coef", "")
+    assert set(FLAG.findall(text)) <= OTHERS.union(*FLAGS.values())
+    for script, rest in re.findall(r"python (\w+)\.py((?:[^`#\n]|\\\n)*)", text):
+        assert set(FLAG.findall(rest)) <= FLAGS.get(script, OTHERS), script
+
+
+@PAGES
+def test_every_script_and_module_named_exists(page):
+    for path in re.findall(r"python (?!-)([\w./]+\.py)", page.read_text()):
+        assert (HOME / path).is_file(), path
+    for module in re.findall(r"python3? -m ([\w.]+)", page.read_text()):
+        assert importlib.util.find_spec(module), module
 
 
 # --- The Chinese page ---

@@ -136,56 +136,37 @@ GOOD = '{"question": "a", "answer": "1"}\n'
 
 
 @pytest.mark.parametrize("name, text, word", [
-    (None, "", "there is no task"), ("x_train.jsonl", "", "is empty"),
-    ("x_train.jsonl", GOOD + '{"question": \n', "line 2 of"),
-    ("x_train.jsonl", '{"question": "a", "reply": "1"}\n', "question, reply"),
-    ("x_train.jsonl", '{"question": "a", "answer": "soon"}\n', "row 1 of"),
     ("x_train.jsonl", '{"question": 5, "answer": "1"}\n', "row 1 of"),
     ("x_train.jsonl", '{"question": "a", "answer": ["1"]}\n', "row 1 of"),
     ("x_train.jsonl", '{"messages": "a", "answer": "1"}\n', "row 1 of"),
     ("x_train.jsonl", '{"question": "\\ud800", "answer": "1"}\n', "half a character"),
-    ("x_train.jsonl", GOOD, "is empty"),  # the one row is dev
-    ("x_train.jsonl", GOOD + '{"question": "b", "answer": "c"}\n' + GOOD, "row 2 of"),
-    ("x_test.jsonl", GOOD, "no train split"), ("x.jsonl", GOOD * 9, "too short")])
+    ("x_train.jsonl", GOOD, "is empty"), ("x_test.jsonl", GOOD, "no train split")])
 def test_load_problems_bad_input_is_one_sentence(tmp_path, capsys, name, text, word):
-    file = tmp_path / (name or "nowhere.jsonl")
-    if name:
-        file.write_text(text)
+    """See test_bad_input.py for more."""
+    (tmp_path / name).write_text(text)
     with pytest.raises(SystemExit) as stopped:
-        load_problems(str(file), "train")
+        load_problems(str(tmp_path / name), "train")
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and word in error and error.count("\n") == 1
 
 
-def test_load_problems_with_items_keeps_rows_that_the_rule_cannot_read(tmp_path):
-    rows = [{"question": "a", "answer": "soon", "more": [1]}, {"question": "b", "answer": "2"}]
+def test_load_problems_with_items_keeps_rows_without_an_answer(tmp_path):
+    rows = [{"question": x, "answer": x, "more": [1]} for x in ["soon", "2", "b"]]
     found = load_problems(write(tmp_path / "x_test.jsonl", rows), "test", items=True)
-    assert found["answer"] == ["", "2"] and list(map(json.loads, found["item"])) == rows
+    assert found["answer"] == ["", "2", "b"] and list(map(json.loads, found["item"])) == rows
 
 
 def test_load_problems_loads_what_the_hub_holds(tmp_path, monkeypatch):
-    """Folders laid out as the hub's: Parquet files in `data`, configurations in the card."""
-    card = "---\nconfigs:\n- config_name: main\n  data_files:\n" + "".join(
-        f"  - split: {split}\n    path: data/{split}-*\n" for split in ("train", "test")) + "---\n"
-    gsm8k = [{"question": f"How many {i}?", "answer": "Two.\n#### 2"} for i in range(20)]
-    svamp = [{"ID": f"{i}", "Body": f"{i + 3} in, 3 out.", "Question": "Left?", "Answer": f"{i}.0",
-              "Equation": f"( {i + 3}.0 - 3.0 )"} for i in range(20)]
-    mathqa = [{"Problem": "how many ?", "Rationale": "it is 2", "options": "a ) 38 , b ) 2",
-               "correct": "b"}] * 5
-    for name, splits, text in [
-            ("gsm8k", {"train": gsm8k, "test": gsm8k[:2]}, card),
-            ("svamp", {"train": svamp, "test": svamp[:3]}, ""),
-            ("mathqa", {"train": mathqa, "validation": mathqa[:3], "test": mathqa[:2]}, "")]:
-        (tmp_path / name / "data").mkdir(parents=True)
-        (tmp_path / name / "README.md").write_text(text)
-        for split, rows in splits.items():
-            datasets.Dataset.from_list(rows).to_parquet(
-                tmp_path / name / "data" / f"{split}-00000-of-00001.parquet")
-    monkeypatch.setattr(data, "HUB", {
-        name: (str(tmp_path / name), *rest) for name, (_, *rest) in data.HUB.items()})
+    """Folders as on the hub: Parquet files in `data`. Without a dev split, dev is cut off train."""
+    rows = [{"Problem": f"{i}?", "Rationale": "2", "options": "a", "correct": "b"} for i in range(9)]
+    (tmp_path / "data").mkdir()
+    for split, count in [("train", 9), ("validation", 3), ("test", 2)]:
+        datasets.Dataset.from_list(rows[:count]).to_parquet(
+            tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    monkeypatch.setattr(data, "HUB", {name: (str(tmp_path), None, splits)
+                                      for name, (_, _, splits) in data.HUB.items()})
     assert {name: [len(load_problems(name, split)) for split in SPLITS] for name in data.HUB} == {
-        "gsm8k": [18, 2, 2], "svamp": [18, 2, 3], "mathqa": [5, 3, 2]}
-    assert [load_problems(name, "test")[1]["answer"] for name in data.HUB] == ["2", "1", "b"]
+        "gsm8k": [8, 1, 2], "svamp": [8, 1, 2], "mathqa": [9, 3, 2]}
 
 
 # --- Reading an answer ---
@@ -423,8 +404,7 @@ def test_main_shows_how_a_response_was_read(argv, expected, capsys):
     assert max(map(len, shown.values())) < 1000
 
 
-def test_main_stops_if_the_answer_is_none(capsys):
-    for argv, word in [(["soon", "x"], "soon"), (["18", "--choices=abc", "x"], "--choices")]:
-        with pytest.raises(SystemExit) as stopped:
-            main(["--answer", *argv])
-        assert stopped.value.code == 2 and word in capsys.readouterr().err
+def test_main_stops_if_the_answer_is_not_among_the_choices(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--answer", "18", "--choices=abc", "x"])
+    assert stopped.value.code == 2 and "--choices" in capsys.readouterr().err
