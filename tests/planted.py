@@ -85,8 +85,7 @@ def main(names):
     import datasets  # noqa: F401 (once, before the forks)
     import pytest  # noqa: F401
     import torch
-    import transformers
-    transformers.LlamaForCausalLM
+    from transformers import LlamaForCausalLM  # noqa: F401 (a second, once)
     torch.set_num_threads(1)
     waiting, running, missed = [None, *(known[name] for name in names or known)], {}, 0
     while waiting or running:

@@ -22,7 +22,8 @@ MAINS = {name: module.main for name, (module, _) in SCRIPTS.items()} | {
 def here(tmp_path_factory):
     """A good task and model, and others with something wrong."""
     here = tmp_path_factory.mktemp("mistakes")
-    scripts.save_tiny_task(here / "task") if (here / "task").mkdir() is None else None
+    (here / "task").mkdir()
+    scripts.save_tiny_task(here / "task")
     scripts.save_tiny_model(here / "model")
     save_reward_model(here / "judge")
     write_lines(here / "good.jsonl", [GOOD | {"question": f"{i}?"} for i in range(30)])
@@ -90,8 +91,8 @@ ROWS = [  # scripts, flags, words of the sentence
     (["eval"], [], "nothing to evaluate"), (["eval"], ["model", "./model"], "same run"),
     (["eval"], ["model", "--rerank=judge", "--samples=0"], "--samples"),
     (["eval"], ["unfinished"], "unfinished"), (["eval"], ["model", "--split=tset"], "test"),
-    (["verifier"], ["x", "--answer=three"], "neither"), (["explain"], ["model"], "not a run"),
-    (["explain"], ["unfinished"], "not a run"),
+    (["verifier"], ["x", "--answer=three"], "neither"), (["explain"], ["model"], "not a finished run"),
+    (["explain"], ["unfinished"], "not a finished run"),
 ]
 CASES = [(script, flags, words) for names, flags, words in ROWS for script in names]
 

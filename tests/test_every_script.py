@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import statistics
-import subprocess
 import sys
 from functools import partial, partialmethod
 
@@ -14,10 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import lm
-import plumbing.run
 import reft_ppo
 from plumbing.checkpoints import read_metrics, write_json
-from plumbing.cli import HOME
 from plumbing.run import Run
 from tests import scripts
 from tests.scripts import (SCRIPTS, assert_same_end, fail, hooked, main_of, read_run,

@@ -67,7 +67,7 @@ def test_the_same_seed_prints_the_same(runs, capsys):
     assert printed[0] == printed[1]
 
 
-def test_ledger_clipped_by_hand(monkeypatch):
+def test_ledger_clipped_by_hand():
     """eps 0.2: a ratio of 1.3 has no gradient if A > 0, one of 0.7 if A < 0; otherwise it has."""
     ratios = torch.tensor([[1.3, 1.3, 0.7, 0.7, 1.1]])
 
@@ -77,7 +77,7 @@ def test_ledger_clipped_by_hand(monkeypatch):
     rollout = {name: zero for name in explain.COLUMNS if name not in ("ratio", "clipped")} | {
         "ids": torch.tensor([[3, 4, 5, 6, 7, 8]]), "attention_mask": torch.ones(1, 6),
         "mask": torch.ones(1, 5).bool(), "white": torch.tensor([[1., -1., 1., -1., 1.]])}
-    rows = explain.ledger(policy, rollout, byte_tokenizer(), 0.2)
+    rows = explain.ledger(policy, rollout, byte_tokenizer(), reft_ppo.Config(clip_eps=0.2))
     assert [bool(row["clipped"]) for row in rows] == [True, False, False, True, False]
     assert [row["ratio"] for row in rows] == pytest.approx([1.3, 1.3, 0.7, 0.7, 1.1])
 
@@ -124,8 +124,8 @@ def test_a_pairs_ledger_adds_up(runs, capsys):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["reft", "--question=9"], "8 questions"), (["reft", "--pair=1"], "--pair"),
-    (["dpo", "--pair=99"], "40 pairs"), (["model"], "not a run")])
+    (["reft", "--question=9"], "from 1 to 8"), (["reft", "--pair=2"], "Leave --pair out"),
+    (["dpo", "--pair=99"], "from 1 to 40"), (["model"], "not a finished run")])
 def test_bad_input_is_one_sentence(flags, words, runs, capsys):
     with pytest.raises(SystemExit) as stopped:
         explain.main([str(runs / flags[0]), *flags[1:], "--device=cpu"])

@@ -84,8 +84,8 @@ def test_offline_starts_from_the_base_and_imitates_what_it_kept(run, tiny_task, 
               metadata={"format": "pt"})
     ends = {}
     for start in ("base", "warmup"):
-        ends[start] = run("offline", out=tmp_path / f"from-{start}", model=base, warmup=warmup, steps=1,
-                          rounds=1, lr=1e-9, eval_every=1, **{"from_": start})
+        ends[start] = run("offline", out=tmp_path / f"from-{start}", model=base, warmup=warmup,
+                          steps=1, rounds=1, lr=1e-9, eval_every=1, from_=start)
         rows = [json.loads(x) for x in open(tmp_path / f"from-{start}/samples/round-1.jsonl")]
         answers = {x["question"]: x["answer"] for x in read_rows(f"{tiny_task}/train.jsonl")}
         assert all(is_correct(row["response"], answers[row["question"]]) for row in rows)

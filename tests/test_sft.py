@@ -56,7 +56,8 @@ def test_encode_solutions_ends_in_one_eos(bos):
 
 def test_encode_solutions_refuses_missing_solutions(capsys):
     with pytest.raises(SystemExit) as stopped:
-        encode_solutions(byte_tokenizer(), {"question": ["Q?"], "cot": [""], "program": ["x"]}, Task())
+        encode_solutions(byte_tokenizer(),
+                         {"question": ["Q?"], "cot": [""], "program": ["x"]}, Task())
     assert stopped.value.code == 2 and "no `cot`" in capsys.readouterr().err
 
 

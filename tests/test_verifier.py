@@ -158,7 +158,8 @@ def test_load_problems_with_items_keeps_rows_without_an_answer(tmp_path):
 
 def test_load_problems_loads_what_the_hub_holds(tmp_path, monkeypatch):
     """Folders as on the hub: Parquet files in `data`. Without a dev split, dev is cut off train."""
-    rows = [{"Problem": f"{i}?", "Rationale": "2", "options": "a", "correct": "b"} for i in range(9)]
+    rows = [{"Problem": f"{i}?", "Rationale": "2", "options": "a", "correct": "b"}
+            for i in range(9)]
     (tmp_path / "data").mkdir()
     for split, count in [("train", 9), ("validation", 3), ("test", 2)]:
         datasets.Dataset.from_list(rows[:count]).to_parquet(

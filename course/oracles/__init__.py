@@ -8,7 +8,7 @@ A shape or a value is another for each seed, so that the checks of a secret one 
 import copy
 import math
 from dataclasses import dataclass
-from typing import Callable
+from collections.abc import Callable
 
 
 @dataclass
