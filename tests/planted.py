@@ -1,5 +1,5 @@
-"""Do the tests notice a mistake? Plant each mistake of course/mistakes.toml in the repository, one
-after the other, and run the tests of the formulas, until one is red.
+"""The meter: do the tests notice a mistake? Plant each mistake of course/mistakes.toml, and each of
+PROMISES below, in the repository, and run the tests until one is red.
 
     python -m tests.planted                  # a line per mistake; exit code 1 if one is not caught
     python -m tests.planted kl-sign no-eos   # these mistakes only
@@ -21,7 +21,39 @@ from course.catalog import all_items, mistakes
 from plumbing.cli import HOME, stop
 
 TESTS = ["lm", "reft_ppo", "grpo", "dpo", "sft", "self_training", "reward_model", "verifier",
-         "pairs", "data", "every_script"]
+         "pairs", "data", "stats", "eval", "resume", "every_script"]
+PROMISES = {  # of plumbing/: name: file, what is there, the mistake
+    "checkpoint-in-place": (
+        "plumbing/checkpoints.py", "beside = path.with_suffix(\".tmp\")", "beside = path"),
+    "generator-not-restored": (
+        "plumbing/checkpoints.py", "    set_random_state(saved[\"random\"])\n", ""),
+    "metrics-not-cut-off": (
+        "plumbing/checkpoints.py", "if m[\"step\"] <= saved[\"step\"]]", "]"),
+    "parts-not-restored": (
+        "plumbing/checkpoints.py", "        load(saved[\"parts\"][name])\n", "        pass\n"),
+    "best-model-lost-in-a-rename": (
+        "plumbing/checkpoints.py", "        os.rename(old, folder)\n", "        pass\n"),
+    "pickled-code-is-run": (
+        "plumbing/checkpoints.py", "weights_only=True", "weights_only=False"),
+    "another-run-overwritten": (
+        "plumbing/run.py", "    other = config_diff(out, config)\n", "    other = []\n"),
+    "folder-not-locked": (
+        "plumbing/run.py", "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+    "tie-goes-to-the-later": (
+        "plumbing/run.py", "dev[metric] > self.best[metric]", "dev[metric] >= self.best[metric]"),
+    "last-part-of-a-batch-dropped": (
+        "plumbing/run.py", "divmod(self.step - 1, -(-size // batch_size))",
+        "divmod(self.step - 1, size // batch_size)"),
+    "epochs-not-shuffled": ("plumbing/run.py", "            random.shuffle(self.order)\n",
+                            "            pass\n"),
+    "nan-not-noticed": ("reft_ppo.py", "error_if_nonfinite=True", "error_if_nonfinite=False"),
+    "held-out-pairs-change": (
+        "plumbing/data.py", "random.Random(0).shuffle(prompts)", "random.shuffle(prompts)"),
+    "dev-in-train": ("plumbing/data.py", "problems[:-len(held)]", "problems"),
+    "interval-without-a-seed": (
+        "plumbing/stats.py", "torch.Generator().manual_seed(seed)", "torch.Generator()"),
+    "packing-attends-across": (
+        "plumbing/packing.py", "positions[order[start:start + GROUP]]", "0")}
 
 
 def files_for(planted):
@@ -76,10 +108,22 @@ def start(file, source):
         os._exit(0)
 
 
+def planted_sources():
+    """{name of a mistake: file, its source with the mistake}"""
+    found = {name: (all_items()[mistake.at].part.file, mistake.planted())
+             for name, mistake in mistakes().items()}
+    for name, (file, right, wrong) in PROMISES.items():
+        source = (HOME / file).read_text()
+        if right not in source:
+            stop(f"{name}: {file} no longer has {right!r}. Mend PROMISES", code=1)
+        found[name] = file, source.replace(right, wrong)
+    return found
+
+
 def main(names):
-    known = mistakes()
+    known = planted_sources()
     if unknown := [name for name in names if name not in known]:
-        stop(f"there is no mistake {unknown[0]} in course/mistakes.toml")
+        stop(f"there is no mistake {unknown[0]}")
     os.chdir(HOME)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # saves half a second per process
     import datasets  # noqa: F401 (once, before the forks)
@@ -87,22 +131,21 @@ def main(names):
     import torch
     from transformers import LlamaForCausalLM  # noqa: F401 (a second, once)
     torch.set_num_threads(1)
-    waiting, running, missed = [None, *(known[name] for name in names or known)], {}, 0
+    waiting, running, missed = [None, *(names or known)], {}, 0
     while waiting or running:
         while waiting and len(running) < os.cpu_count():
-            mistake = waiting.pop(0)
-            process, reads = start(all_items()[mistake.at].part.file if mistake else "",
-                                   mistake.planted() if mistake else "")
-            running[process] = mistake, reads
+            name = waiting.pop(0)
+            process, reads = start(*known[name]) if name else start("", "")
+            running[process] = name, reads
         process, _ = os.wait()
-        mistake, reads = running.pop(process)
+        name, reads = running.pop(process)
         with os.fdopen(reads) as answer:
             red = json.loads(answer.read() or "null")
-        if mistake is None and red:
+        if name is None and red:
             stop(f"without a mistake a test is red, too: {red}. Mend that first", code=1)
-        if mistake:
+        if name:
             missed += red is None
-            print(f"{mistake.name:28}{f'caught by {red}' if red else 'NOT CAUGHT'}", flush=True)
+            print(f"{name:28}{f'caught by {red}' if red else 'NOT CAUGHT'}", flush=True)
     print(f"{missed} of {len(names or known)} mistakes are not caught")
     return int(missed > 0)
 

@@ -91,7 +91,8 @@ ROWS = [  # scripts, flags, words of the sentence
     (["eval"], [], "nothing to evaluate"), (["eval"], ["model", "./model"], "same run"),
     (["eval"], ["model", "--rerank=judge", "--samples=0"], "--samples"),
     (["eval"], ["unfinished"], "unfinished"), (["eval"], ["model", "--split=tset"], "test"),
-    (["verifier"], ["x", "--answer=three"], "neither"), (["explain"], ["model"], "not a finished run"),
+    (["verifier"], ["x", "--answer=three"], "neither"),
+    (["explain"], ["model"], "not a finished run"),
     (["explain"], ["unfinished"], "not a finished run"),
 ]
 CASES = [(script, flags, words) for names, flags, words in ROWS for script in names]
