@@ -18,7 +18,7 @@ from plumbing.cli import stop
 from plumbing.run import resolve_model_path
 
 transformers.logging.disable_progress_bar()
-transformers.logging.set_verbosity_error()  # the sentences below say it once
+transformers.logging.set_verbosity_error()  # our own messages are enough
 # cuDNN plans its attention again for each new shape, and its masked backward has given NaN
 # (PyTorch issue 196678). TF32 makes float32 products about five times as fast on CUDA.
 torch.backends.cuda.enable_cudnn_sdp(False)
@@ -35,19 +35,19 @@ def load_model(path, device=None, dtype=None, head="causal LM"):
         path: the folder of a finished run, a Hugging Face folder, or a hub name.
         device: "cpu", "cuda", "mps" or "auto" (the default).
         dtype: "float32" (the default), "bfloat16" or a torch.dtype.
-        head: "causal LM"; "reward model", a sequence classifier with one score; "new reward
-            model", a causal LM's weights under such a head, whose weights are zero.
+        head: "causal LM"; "reward model", a sequence classifier with one score; or "new reward
+            model": load a causal LM, and add such a head with zero weights.
     Raises: SystemExit (code 2) if there is no such model, or if its tokenizer has no EOS token.
     """
     kind, options = ((transformers.AutoModelForCausalLM, {}) if head == "causal LM" else
                      (transformers.AutoModelForSequenceClassification, {"num_labels": 1}))
     path = resolve_model_path(str(path))
-    try:  # a stranger's folder is data: no remote code, no pickles
+    try:  # do not trust the folder: run no code from it, load no pickles
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model, info = kind.from_pretrained(
             path, dtype=dtype or "float32", use_safetensors=True, trust_remote_code=False,
             output_loading_info=True, **options)
-    except Exception as error:  # each part of the loader raises its own kinds
+    except Exception as error:  # the loader can raise many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         stop(f"{path}: no model could be loaded ({reason}). Give a run's folder, a hub name, or a "
              "folder with config.json, model.safetensors and a tokenizer")
@@ -73,8 +73,8 @@ def load_model(path, device=None, dtype=None, head="causal LM"):
 
 def load_for_training(path, config, task=None, head="causal LM"):
     """load_model with a run's flags; stops if the task's prompts do not fit the model's context.
-    With --dtype bfloat16 only the forward pass is bfloat16: next to a weight of 0.02, bfloat16
-    cannot hold an update smaller than 6e-5."""
+    With --dtype bfloat16 the weights stay float32: a bfloat16 weight near 0.02 would lose an update
+    smaller than 6e-5."""
     model, tokenizer = load_model(path, config.device, head=head)
     if task is not None:
         check_context_length(model, tokenizer, task.all_prompts(), config.max_new_tokens)
@@ -100,15 +100,15 @@ def pick_device(name=None):
 
 
 def encode_prompts(tokenizer, prompts):
-    """Texts to lists of token ids: with the model's BOS if it has one, and without the EOS that
-    some tokenizers append, which would end the response before it begins."""
+    """Texts to lists of token ids. The model's BOS is added if it has one. An EOS that a tokenizer
+    appends is removed: it would end the response before it begins."""
     eos = tokenizer.eos_token_id
     encoded = tokenizer(list(prompts))["input_ids"] if len(prompts) else []
     return [ids[:-1] if ids[-1:] == [eos] and len(ids) > 1 else ids for ids in encoded]
 
 
 def encode_responses(tokenizer, responses):
-    """Texts to lists of token ids that end in EOS. They are tokenized apart from their prompts, so
+    """Texts to lists of token ids that end in EOS. Prompt and response are tokenized separately, so
     the boundary is the same as in sampling."""
     encoded = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
     return [ids + [tokenizer.eos_token_id] for ids in encoded]
@@ -133,8 +133,8 @@ def check_context_length(model, tokenizer, prompts, max_new_tokens):
 
 
 def pad(examples, device):
-    """Lay out prompts and responses as a batch. The padding is masked by position, so it may be any
-    token. Example, with EOS = 1 and 0 as padding:
+    """Lay out prompts and responses as a batch. The masks say what is padding, so any token id can
+    fill it. Example, with EOS = 1 and 0 as padding:
 
         [([7], [4, 1]), ([8, 9], [5, 6, 1])]
         ids              0 7 4 1 0     attention_mask  0 1 1 1 0     mask  F T T F
@@ -170,7 +170,8 @@ def response_logits(lm, ids, attention_mask, mask, with_hidden=False):
         position t     0    1    2    3    4
         ids            8    9    5    6    1
         predicts       9    5    6    1    -
-        mask           F    T    T    T          the rows that are returned: t = 1, 2, 3
+        mask           F    T    T    T
+        returned: the rows at t = 1, 2, 3
 
     Args: as `pad` returns them; with_hidden: return the last hidden states, too.
     Returns: logits (response tokens, vocab), float32, in the order of mask.nonzero(); and if asked
@@ -180,7 +181,7 @@ def response_logits(lm, ids, attention_mask, mask, with_hidden=False):
         return packing.packed_logits(lm, ids, attention_mask, mask, with_hidden)
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     out = lm(input_ids=ids, attention_mask=attention_mask, position_ids=positions, use_cache=False,
-             output_hidden_states=-1 if with_hidden else False)
+             output_hidden_states=-1 if with_hidden else False)  # -1: the last layer's only
     logits = out.logits[:, :-1][mask].float()
     return (logits, out.hidden_states[-1][:, :-1][mask]) if with_hidden else logits
 
@@ -222,8 +223,9 @@ def token_logprobs(lm, ids, attention_mask, mask):
 
 
 def sample_token(p, generator=None):
-    """One token per row of probabilities (rows, vocab), found by one uniform number in their
-    cumulated sum. (torch.multinomial draws a number for each token of the vocabulary.)"""
+    """One token per row of probabilities (rows, vocab): the first whose cumulative probability
+    exceeds a uniform number. (torch.multinomial draws a number for each token of the vocabulary.)
+    """
     exact = torch.float32 if p.device.type == "mps" else torch.float64  # MPS has no float64
     cumulated = p.cumsum(-1, dtype=exact)
     u = torch.rand(len(p), 1, generator=generator, device=p.device, dtype=exact)
@@ -314,9 +316,9 @@ def generate(model, tokenizer, prompts, max_new_tokens, temperature=0.0, n=1, se
 
 
 def adamw(model, lr, steps, warmup_steps, decay_from=0):
-    """AdamW without weight decay, and its schedule over `steps`: the learning rate rises linearly
-    over `warmup_steps` and falls linearly to 0 from step `decay_from` on. Where both lines apply,
-    the lower one counts. Returns: optimizer, schedule."""
+    """AdamW without weight decay, and its schedule over `steps`. The learning rate is lr times the
+    lower of two lines: one rises to 1 over `warmup_steps`, one falls from 1 at `decay_from` to 0.
+    Returns: optimizer, schedule."""
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0,
                                   fused=parameters[0].device.type == "cuda" or None)

@@ -9,7 +9,9 @@
 Papers: ReFT (arXiv 2401.08967v3), PPO (1707.06347), GAE (1506.02438).
 Differs from the paper:
 - the best evaluation on dev chooses the model; test is measured once, after that
-- lambda is 1: with 0.95, a token 40 tokens before the reward gets 13% of the credit
+- gamma and lambda are 1 (paper: gamma 0.95; its code: lambda 0.95). With lambda 0.95 a token gets
+  0.95^40 = 13% of the credit for a reward 40 tokens later
+- each of the U passes over a rollout makes one update per minibatch, not one for all of it
 - the value head starts at zero, so the first advantages come from rewards alone
 - the learning rate rises over five steps and then falls to 0 (paper: constant)
 - the defaults of warm-up, learning rate, batch and value weight suit the tiny embedded model
@@ -38,7 +40,8 @@ MAX_GRAD_NORM = 1.0  # the paper's
 
 @dataclass
 class Config(WarmupConfig):
-    """In brackets: the paper's values."""
+    """The flags of ReFT, with the paper's values in brackets, and those of RLVR (Tulu 3, arXiv
+    2411.15124). The flags of task, model, warm-up and memory are in WarmupConfig and RunConfig."""
     out: str = flag("out/reft", "the folder that this run writes; use a new one per configuration")
     steps: int = flag(100, "rollouts, each followed by its updates [300 epochs of the questions]",
                       at_least=1)
@@ -53,8 +56,8 @@ class Config(WarmupConfig):
     partial_reward: float = flag(0.1, "the score of a wrong number [0.1; RLVR 0]", at_least=0)
     eos_penalty: float = flag(0.0, "subtracted from the score of a response that was cut off "
                               "[0; RLVR: as much as a right answer scores]", at_least=0)
-    gamma: float = flag(1.0, "discount [text 0.95, code 1]", at_least=0, at_most=1)
-    lam: float = flag(1.0, "lambda of GAE [text 1, code 0.95]", at_least=0, at_most=1)
+    gamma: float = flag(1.0, "discount [paper 0.95, its code 1]", at_least=0, at_most=1)
+    lam: float = flag(1.0, "lambda of GAE [paper 1, its code 0.95]", at_least=0, at_most=1)
     clip_eps: float = flag(0.2, "epsilon, for the ratio and for the value [0.2]", above=0)
     vf_coef: float = flag(None, "alpha, the weight of the value loss (default: 0.3; 0.1 with a "
                           "reward model, whose returns are larger) [5]", float, at_least=0)
@@ -76,8 +79,8 @@ def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef):
 
     r_t = score [t is last] - beta (log pi_old(a_t|s_t) - log pi_ref(a_t|s_t))
 
-    Averaged over samples from pi_old, the log-ratio is KL(pi_old || pi_ref) >= 0; for a single
-    sample it can be negative.
+    The mean log-ratio over samples from pi_old is the KL, which is >= 0. For one sample the
+    log-ratio can be negative.
 
     Args: scores (batch,); logprobs, ref_logprobs, mask (batch, seq-1); kl_coef, the paper's beta.
     Returns: (batch, seq-1), 0 outside the mask.
@@ -91,8 +94,8 @@ def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef):
 def compute_gae(rewards, values, mask, gamma, lam):
     """Generalized advantage estimation: A_t = sum_l (gamma lam)^l delta_{t+l}.
 
-    delta_t = r_t + gamma V(s_{t+1}) - V(s_t), and V = 0 past the last token, also if the response
-    was cut off there: its score has been given. The return is A_t + V(s_t).
+    delta_t = r_t + gamma V(s_{t+1}) - V(s_t). V is 0 after the last token. This holds for a
+    response that was cut off, too: it has its score already. The return is A_t + V(s_t).
 
     Args: rewards, values, mask (batch, seq-1); values[:, t] is V of the state before token t+1.
     Returns: advantages and returns, both (batch, seq-1) and 0 outside the mask.
@@ -109,7 +112,8 @@ def compute_gae(rewards, values, mask, gamma, lam):
 
 
 def whiten(x, mask):
-    """Shift and scale x (batch, seq-1) to mean 0 and biased variance 1 over the mask; 0 outside."""
+    """Shift and scale x (batch, seq-1) to mean 0 and biased variance 1 over the mask; 0 outside.
+    The paper does not mention it; its code does it, over the tokens of the batch."""
     kept = x[mask]
     white = (x - kept.mean()) / (kept.var(unbiased=False) + 1e-8).sqrt()
     return white.masked_fill(~mask, 0)
@@ -125,7 +129,7 @@ def policy_loss(logprobs, old_logprobs, advantages, mask, clip_eps):
     """-min(rho A, clip(rho, 1 - eps, 1 + eps) A) with rho = pi / pi_old, as mean_of_means: a
     scalar. All tensors (batch, seq-1).
 
-    The min zeroes the gradient once the ratio has moved more than eps in the direction of A.
+    If A > 0, the gradient is 0 once rho > 1 + eps; if A < 0, once rho < 1 - eps.
     """
     ratio = (logprobs - old_logprobs).masked_fill(~mask, 0).exp()
     clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps)
@@ -180,12 +184,12 @@ def train(config):
     # Both models stay in eval mode: with dropout the first ratio would not be 1
     lm, tokenizer = load_for_training(start, config, task)
     policy = PolicyWithValue(lm)
-    reference = PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)  # its V is not used
+    reference = PolicyWithValue(copy.deepcopy(lm)).requires_grad_(False)  # stays the warm-up
     optimizer, schedule = adamw(policy, config.lr, config.steps, warmup_steps=5)
     generator = torch.Generator(lm.device).manual_seed(config.seed)
     prompts, eos = encode_prompts(tokenizer, task.prompts(task.train)), tokenizer.eos_token_id
     run.restore(policy=policy, optimizer=optimizer, schedule=schedule, generator=generator)
-    if run.step == 0:  # the warm-up is the first candidate
+    if run.step == 0:  # the warm-up is the first candidate for the best model
         run.keep_best(lm, tokenizer, evaluate_dev(lm, tokenizer, task, config),
                       task.selection_metric, policy.value_head)
 
@@ -219,7 +223,7 @@ def train(config):
         advantages = whiten(advantages, mask)
 
         # 5. U passes over the rollout, each in minibatches, one clipped update per minibatch
-        losses, grad_norms, log_ratios, lr = [], [], [], schedule.get_last_lr()[0]
+        losses, grad_norms, log_ratios, lr = [], [], [], schedule.get_last_lr()[0]  # per rollout
         for _ in range(config.ppo_epochs):
             for minibatch in torch.randperm(len(ids)).to(lm.device).split(config.minibatch_size):
                 losses.append(0.0)
@@ -229,7 +233,7 @@ def train(config):
                                         config.clip_eps) + config.vf_coef *
                             value_loss(values, old_values[rows], returns[rows], mask[rows],
                                        config.clip_eps)) * len(rows) / len(minibatch)
-                    loss.backward()  # the gradients of the micro-batches add up
+                    loss.backward()  # the parts add up to the gradient of the minibatch's mean
                     losses[-1] += loss.detach()
                     log_ratios.append((logprobs.detach() - old_logprobs[rows])[mask[rows]])
                 grad_norms.append(clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM,
